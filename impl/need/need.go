@@ -1,0 +1,61 @@
+// Package need is how a test says what it cannot do without: root, a program, a device.
+//
+// Where the ability is missing the test is skipped with the reason, unless WRENN_NEED names the
+// ability (or is "all"): then it must run, and the skip becomes a failure. Continuous integration and
+// the test VM set WRENN_NEED, so nothing stays unrun there without anybody noticing.
+package need
+
+import (
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// Env names the variable that lists, separated by commas, the abilities whose absence is a failure.
+const Env = "WRENN_NEED"
+
+// Root skips unless the test runs as root.
+func Root(tb testing.TB) {
+	tb.Helper()
+	if os.Geteuid() != 0 {
+		missing(tb, "root", "run as root (sudo)")
+	}
+}
+
+// Program skips unless each program is on PATH.
+func Program(tb testing.TB, names ...string) {
+	tb.Helper()
+	for _, n := range names {
+		if _, err := exec.LookPath(n); err != nil {
+			missing(tb, n, "install "+n+" (make deps)")
+		}
+	}
+}
+
+// File skips unless path exists, and returns it. ability is its name in WRENN_NEED.
+func File(tb testing.TB, ability, path, remedy string) string {
+	tb.Helper()
+	if _, err := os.Stat(path); err != nil {
+		missing(tb, ability, remedy)
+	}
+	return path
+}
+
+// Short skips in -short mode; WRENN_NEED does not change that, since -short is a person's own wish.
+func Short(tb testing.TB, why string) {
+	tb.Helper()
+	if testing.Short() {
+		tb.Skipf("skipped by -short: %s", why)
+	}
+}
+
+func missing(tb testing.TB, ability, remedy string) {
+	tb.Helper()
+	must := strings.Split(os.Getenv(Env), ",")
+	if slices.Contains(must, ability) || slices.Contains(must, "all") {
+		tb.Fatalf("this test needs %s, and %s says that it must run here: %s", ability, Env, remedy)
+	}
+	tb.Skipf("this test needs %s: %s", ability, remedy)
+}
