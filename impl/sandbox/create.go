@@ -1,0 +1,131 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"wrenn/impl/step"
+)
+
+// create performs a sandbox's create. On an error what was done is still there; end takes it down.
+func (m *Manager) create(s *owned) error {
+	ctx, cancel := context.WithTimeout(s.aborted, m.cfg.BootTimeout)
+	defer cancel()
+	var report BootReport
+	timings, err := step.Run(ctx, "sandbox.create", m.createSteps(s, &report))
+	if err != nil {
+		return m.explain(ctx, s, err)
+	}
+	s.update(func(i *Info) {
+		i.Stages = stages(timings, report)
+		i.EnvdVersion = report.EnvdVersion
+		i.Deadline = time.Now().Add(s.timeout)
+	})
+	s.become(Running)
+	if err := m.writeJournal(s); err != nil {
+		return err
+	}
+	m.cfg.Logger.Info("sandbox runs", "sandbox", s.now.ID, "template", s.now.Template, "slot", s.now.Slot, "pid", s.machine.Identity().PID)
+	return nil
+}
+
+// createSteps have no undos: taking down a half-made sandbox is the same act as taking down a whole
+// one, and there is one list for it (teardownSteps).
+func (m *Manager) createSteps(s *owned, report *BootReport) []step.Step {
+	return []step.Step{
+		{Name: "slot", Do: func(context.Context) error { return m.reserve(s) }},
+		{Name: "journal", Do: func(context.Context) error { return m.intend(s) }},
+		{Name: "disk", Do: func(ctx context.Context) error {
+			s.hasDisk = true
+			return m.cfg.Disk.Create(ctx, s.now.Template, m.diskPath(s))
+		}},
+		{Name: "network", Do: func(ctx context.Context) error { return m.cfg.Network.Create(ctx, s.now.Slot, s.policy) }},
+		{Name: "vmm", Do: func(ctx context.Context) error { return m.boot(ctx, s) }},
+		{Name: "guest", Do: func(ctx context.Context) error {
+			var err error
+			*report, err = m.cfg.Guest.Init(ctx, s.now.Address, GuestInit{AccessToken: s.token, EnvVars: s.env}, s.machine.Done())
+			return err
+		}},
+	}
+}
+
+// CreateSteps names the steps of a create in order; the fault suite kills the agent after each.
+func CreateSteps() []string {
+	var m Manager
+	return step.Names(m.createSteps(emptyOwned(), nil))
+}
+
+func (m *Manager) reserve(s *owned) error {
+	slot, err := m.cfg.Network.Reserve()
+	if err != nil {
+		return err
+	}
+	s.update(func(i *Info) { i.Slot, i.Address = slot, m.cfg.Network.Address(slot) })
+	return nil
+}
+
+// intend makes the intent durable: from here on a crash leaves a journal that says what to undo.
+func (m *Manager) intend(s *owned) error {
+	if err := m.makeDir(s.now.ID); err != nil {
+		return err
+	}
+	return m.writeJournal(s)
+}
+
+func (m *Manager) boot(ctx context.Context, s *owned) error {
+	machine, err := m.cfg.VMM.Boot(ctx, BootSpec{
+		ID: s.now.ID, Dir: m.dir(s.now.ID), Slot: s.now.Slot, VCPUs: s.now.VCPUs, MemoryMiB: s.now.MemoryMiB,
+		Kernel: s.tmpl.Kernel, Initramfs: s.tmpl.Initramfs, DiskPath: m.diskPath(s),
+	})
+	if err != nil {
+		return err
+	}
+	s.machine = machine
+	return nil
+}
+
+// explain adds to a failed create what the caller cannot see: why it was cut short, or what the guest
+// printed last.
+func (m *Manager) explain(ctx context.Context, s *owned, err error) error {
+	switch {
+	case s.aborted.Err() != nil:
+		return fmt.Errorf("%w: sandbox %s was given up while it was being created: %w", ErrConflict, s.now.ID, err)
+	case s.machine == nil:
+		return err
+	}
+	if ctx.Err() != nil {
+		err = fmt.Errorf("the guest did not answer within %v: %w", m.cfg.BootTimeout, err)
+	}
+	if exit := s.machine.Exit(); exit != "" {
+		err = fmt.Errorf("the VMM ended (%s): %w", exit, err)
+	}
+	console, consoleErr := m.cfg.VMM.Console(m.dir(s.now.ID), 2048)
+	if consoleErr != nil {
+		return errors.Join(err, consoleErr)
+	}
+	if len(console) > 0 {
+		err = fmt.Errorf("%w; the guest's console ends with:\n%s", err, console)
+	}
+	return err
+}
+
+// stages turns the steps' times into those that a caller is told: the wait for the guest is split by
+// what the guest says of its own clock, counted back from its answer.
+func stages(timings []step.Timing, report BootReport) []Stage {
+	var out []Stage
+	for _, t := range timings {
+		if t.Name != "guest" {
+			out = append(out, Stage(t))
+			continue
+		}
+		envd := min(max(report.NowAt-report.EnvdAt, 0), t.Duration)
+		init := time.Duration(0)
+		if report.InitAt > 0 {
+			init = min(max(report.EnvdAt-report.InitAt, 0), t.Duration-envd)
+		}
+		out = append(out, Stage{"kernel", t.Duration - init - envd}, Stage{"init", init}, Stage{"envd", envd})
+	}
+	return out
+}

@@ -1,0 +1,107 @@
+package sandbox
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"wrenn/impl/internal/atomicfile"
+	"wrenn/impl/safename"
+)
+
+// journalVersion is written into every journal; another version is not trusted.
+const journalVersion = 1
+
+// journal is what a later life of the agent must know of a sandbox: written before the kernel is
+// touched (state creating), after it was (state running, with the machine's identity), and before it
+// is taken down (state destroying).
+type journal struct {
+	Version     int               `json:"version"`
+	Info        Info              `json:"info"`
+	Machine     Identity          `json:"machine"`
+	AccessToken string            `json:"accessToken,omitempty"`
+	EnvVars     map[string]string `json:"envVars,omitempty"`
+	WrittenAt   time.Time         `json:"writtenAt"`
+}
+
+const (
+	journalName = "journal"
+	diskName    = "disk.ext4"
+)
+
+func (m *Manager) dir(id string) string { return filepath.Join(m.cfg.Dir, id) }
+
+// writeJournal makes the sandbox's present state durable.
+func (m *Manager) writeJournal(s *owned) error {
+	j := journal{Version: journalVersion, Info: s.info(), AccessToken: s.token, EnvVars: s.env, WrittenAt: time.Now()}
+	if s.machine != nil {
+		j.Machine = s.machine.Identity()
+	}
+	data, err := json.MarshalIndent(j, "", "\t")
+	if err != nil {
+		return fmt.Errorf("encode journal of %s: %w", j.Info.ID, err)
+	}
+	return atomicfile.Write(filepath.Join(m.dir(j.Info.ID), journalName), data, 0o600)
+}
+
+// makeDir makes the sandbox's directory and its name durable.
+func (m *Manager) makeDir(id string) error {
+	if err := os.Mkdir(m.dir(id), 0o700); err != nil {
+		return fmt.Errorf("make the sandbox's directory: %w", err)
+	}
+	return atomicfile.SyncDir(m.cfg.Dir)
+}
+
+// removeDir removes the sandbox's directory; that it is gone is the last thing known of a sandbox.
+func (m *Manager) removeDir(id string) error {
+	if err := os.RemoveAll(m.dir(id)); err != nil {
+		return fmt.Errorf("remove the sandbox's directory: %w", err)
+	}
+	return atomicfile.SyncDir(m.cfg.Dir)
+}
+
+// readJournals returns the journal of every directory, nil where there is none that can be trusted.
+func (m *Manager) readJournals() (map[string]*journal, error) {
+	entries, err := os.ReadDir(m.cfg.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("read the sandboxes' directory: %w", err)
+	}
+	found := make(map[string]*journal)
+	for _, e := range entries {
+		if !e.IsDir() || safename.CheckSandboxID("id", e.Name()) != nil {
+			m.cfg.Logger.Warn("leaving a foreign entry alone", "path", filepath.Join(m.cfg.Dir, e.Name()))
+			continue
+		}
+		j, err := readJournal(filepath.Join(m.cfg.Dir, e.Name(), journalName), e.Name())
+		if err != nil {
+			m.cfg.Logger.Warn("sandbox has no usable journal and will be undone", "sandbox", e.Name(), "error", err)
+		}
+		found[e.Name()] = j
+	}
+	return found, nil
+}
+
+func readJournal(path, id string) (*journal, error) {
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, errors.New("killed before the journal was written")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read journal: %w", err)
+	}
+	var j journal
+	if err := json.Unmarshal(data, &j); err != nil {
+		return nil, fmt.Errorf("decode %s: %w", path, err)
+	}
+	if j.Version != journalVersion {
+		return nil, fmt.Errorf("%s has version %d, this agent knows %d", path, j.Version, journalVersion)
+	}
+	if j.Info.ID != id {
+		return nil, fmt.Errorf("%s belongs to sandbox %q", path, j.Info.ID)
+	}
+	return &j, nil
+}

@@ -1,0 +1,220 @@
+package sandbox
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Defaults and bounds of a Manager.
+const (
+	// DefaultBootTimeout covers a cold boot by emulation on a loaded two-core host, which took up to
+	// 20 s; by KVM it takes well under one.
+	DefaultBootTimeout = 90 * time.Second
+	// teardownTimeout bounds one destroy: a kill, some netlink calls and the removal of a file.
+	teardownTimeout = 60 * time.Second
+	// vmmOverheadMiB is counted per sandbox on top of the guest's memory: what QEMU's emulation keeps
+	// for itself (measured 100 to 200 MiB; Firecracker promises at most 5 MiB).
+	vmmOverheadMiB = 128
+)
+
+// Config is what a Manager is made of. All fields but BootTimeout and MemoryMiB are required.
+type Config struct {
+	// Dir holds a directory per sandbox and must be on a local disk; it is made when missing.
+	Dir     string
+	Logger  *slog.Logger
+	Network Network
+	Disk    Disk
+	VMM     VMM
+	Guest   Guest
+	// BootTimeout bounds a create; 0 means DefaultBootTimeout.
+	BootTimeout time.Duration
+	// MemoryMiB is what all guests together may have; 0 means no limit.
+	MemoryMiB int
+	// OnEnd is called when a sandbox's address is about to become invalid (destroy, failure), before
+	// its VMM is killed. Nil is allowed.
+	OnEnd func(id string)
+}
+
+// Manager owns the sandboxes of one host.
+type Manager struct {
+	cfg Config
+
+	mu        sync.Mutex
+	sandboxes map[string]*owned
+	closed    bool
+	wg        sync.WaitGroup
+}
+
+// NewManager makes the sandboxes' directory and returns a Manager that knows no sandbox yet; call
+// Recover to find those of an earlier life.
+func NewManager(cfg Config) (*Manager, error) {
+	if cfg.BootTimeout == 0 {
+		cfg.BootTimeout = DefaultBootTimeout
+	}
+	if cfg.OnEnd == nil {
+		cfg.OnEnd = func(string) {}
+	}
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make the sandboxes' directory: %w", err)
+	}
+	return &Manager{cfg: cfg, sandboxes: make(map[string]*owned)}, nil
+}
+
+// Create makes a sandbox and returns when the daemon in its guest answers. When it fails, or ctx ends
+// first, or the sandbox is destroyed meanwhile, nothing of it is left. The VMM does not hang on ctx.
+func (m *Manager) Create(ctx context.Context, req CreateRequest) (Info, error) {
+	if err := req.validate(); err != nil {
+		return Info{}, err
+	}
+	tmpl, err := m.cfg.Disk.Template(req.Template)
+	if err != nil {
+		return Info{}, err
+	}
+	s, err := m.admit(newOwned(req, tmpl))
+	if err != nil {
+		return Info{}, err
+	}
+	stop := context.AfterFunc(ctx, s.abort)
+	defer stop()
+	m.wg.Go(func() { m.own(s, true) })
+	<-s.created
+	if s.createErr != nil {
+		if ctx.Err() != nil {
+			return Info{}, errors.Join(context.Cause(ctx), s.createErr)
+		}
+		return Info{}, s.createErr
+	}
+	return s.info(), nil
+}
+
+// admit enters s in the table if its id is new and the host has the memory for it.
+func (m *Manager) admit(s *owned) (*owned, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return nil, ErrClosed
+	}
+	id := s.now.ID
+	if _, ok := m.sandboxes[id]; ok {
+		return nil, fmt.Errorf("%w: %s", ErrExists, id)
+	}
+	if m.cfg.MemoryMiB > 0 {
+		used := 0
+		for _, o := range m.sandboxes {
+			used += o.memoryCost()
+		}
+		if left := m.cfg.MemoryMiB - used; s.memoryCost() > left {
+			return nil, fmt.Errorf("%w: a guest of %d MiB costs %d MiB with its VMM, and %d of %d MiB are left on this host",
+				ErrNoMemory, s.now.MemoryMiB, s.memoryCost(), max(left, 0), m.cfg.MemoryMiB)
+		}
+	}
+	m.sandboxes[id] = s
+	return s, nil
+}
+
+// Get returns the sandbox with that id, or ErrNotFound.
+func (m *Manager) Get(id string) (Info, error) {
+	s, err := m.find(id)
+	if err != nil {
+		return Info{}, err
+	}
+	return s.info(), nil
+}
+
+// List returns all sandboxes, oldest first.
+func (m *Manager) List() []Info {
+	m.mu.Lock()
+	infos := make([]Info, 0, len(m.sandboxes))
+	for _, s := range m.sandboxes {
+		infos = append(infos, s.info())
+	}
+	m.mu.Unlock()
+	slices.SortFunc(infos, func(a, b Info) int {
+		return cmp.Or(a.StartedAt.Compare(b.StartedAt), cmp.Compare(a.ID, b.ID))
+	})
+	return infos
+}
+
+// Destroy ends a sandbox in whatever state it is and returns when nothing of it is left; a create
+// under way is aborted. Destroys at the same time all return when it is gone. If something could not
+// be removed the error says what; the sandbox stays listed as destroying and Destroy may be repeated.
+func (m *Manager) Destroy(ctx context.Context, id string) error {
+	s, err := m.find(id)
+	if err != nil {
+		return err
+	}
+	return s.destroy(ctx)
+}
+
+// SetDeadline moves the moment at which a running sandbox is reaped to timeout from now and returns
+// it. With extendOnly an earlier moment than the present one is not taken.
+func (m *Manager) SetDeadline(id string, timeout time.Duration, extendOnly bool) (time.Time, error) {
+	if err := validateTimeout(timeout); err != nil {
+		return time.Time{}, err
+	}
+	s, err := m.find(id)
+	if err != nil {
+		return time.Time{}, err
+	}
+	return s.setDeadline(timeout, extendOnly)
+}
+
+// Console returns at most limit of the last bytes that the guest printed on its console.
+func (m *Manager) Console(id string, limit int) ([]byte, error) {
+	if _, err := m.find(id); err != nil {
+		return nil, err
+	}
+	return m.cfg.VMM.Console(m.dir(id), limit)
+}
+
+// Close refuses further creates, aborts those under way, and returns when no goroutine of the Manager
+// runs. With destroy every sandbox is destroyed first; without, the machines stay for the next life.
+func (m *Manager) Close(ctx context.Context, destroy bool) error {
+	m.mu.Lock()
+	m.closed = true
+	all := make([]*owned, 0, len(m.sandboxes))
+	for _, s := range m.sandboxes {
+		all = append(all, s)
+	}
+	m.mu.Unlock()
+	errs := make([]error, len(all))
+	var wg sync.WaitGroup
+	for i, s := range all {
+		wg.Go(func() {
+			if destroy {
+				errs[i] = s.destroy(ctx)
+			} else {
+				s.letGo()
+			}
+		})
+	}
+	wg.Wait()
+	m.wg.Wait()
+	return errors.Join(errs...)
+}
+
+func (m *Manager) find(id string) (*owned, error) {
+	if err := validateID(id); err != nil {
+		return nil, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s, ok := m.sandboxes[id]
+	if !ok {
+		return nil, fmt.Errorf("%w: %s", ErrNotFound, id)
+	}
+	return s, nil
+}
+
+func (m *Manager) forget(s *owned) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.sandboxes, s.now.ID)
+}

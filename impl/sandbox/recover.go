@@ -1,0 +1,140 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"sync"
+)
+
+// Recovered says what an earlier life of the agent left and what became of it.
+type Recovered struct {
+	// Adopted are sandboxes that run on, Kept are failed ones that stay listed, Undone are those that
+	// were half made or whose machine is gone.
+	Adopted, Kept, Undone []string
+	// Slots are networks that belonged to nobody.
+	Slots []int
+}
+
+// Recover reads the journals of an earlier life. What is complete and alive is adopted before it
+// returns, so that its slot and id are taken; the rest, which can be slow, is undone by finish, which
+// may run beside new creates.
+func (m *Manager) Recover() (finish func(context.Context) (Recovered, error), err error) {
+	journals, err := m.readJournals()
+	if err != nil {
+		return nil, err
+	}
+	orphans, err := m.cfg.VMM.Orphans(m.cfg.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("look for machines of an earlier life: %w", err)
+	}
+	var r Recovered
+	for id, j := range journals {
+		switch {
+		case j != nil && j.Info.State == Running && m.adopt(j):
+			delete(orphans, m.dir(id))
+			r.Adopted = append(r.Adopted, id)
+		case j != nil && j.Info.State == Failed:
+			m.keep(j)
+			r.Kept = append(r.Kept, id)
+		default:
+			r.Undone = append(r.Undone, id)
+		}
+	}
+	return func(ctx context.Context) (Recovered, error) {
+		err := m.undo(ctx, r.Undone, orphans)
+		slots, reclaimErr := m.cfg.Network.Reclaim(ctx)
+		r.Slots = slots
+		return r, errors.Join(err, reclaimErr)
+	}, nil
+}
+
+// adopt takes over a sandbox whose machine still runs; false when it does not.
+func (m *Manager) adopt(j *journal) bool {
+	machine, err := m.cfg.VMM.Adopt(j.Machine, m.dir(j.Info.ID))
+	if err != nil {
+		m.cfg.Logger.Warn("sandbox's machine is gone", "sandbox", j.Info.ID, "error", err)
+		return false
+	}
+	if err := m.cfg.Network.Claim(j.Info.Slot); err != nil {
+		m.cfg.Logger.Error("sandbox's slot is taken", "sandbox", j.Info.ID, "slot", j.Info.Slot, "error", err)
+		return false
+	}
+	s := fromJournal(j)
+	s.machine, s.hasDisk = machine, true
+	s.now.Address = m.cfg.Network.Address(j.Info.Slot)
+	m.enter(s)
+	m.cfg.Logger.Info("sandbox adopted", "sandbox", j.Info.ID, "slot", j.Info.Slot, "pid", j.Machine.PID)
+	return true
+}
+
+// keep lists a sandbox that had failed, so that its reason and console can still be read.
+func (m *Manager) keep(j *journal) {
+	s := fromJournal(j)
+	s.now.Slot = 0
+	s.hasDisk = true
+	m.enter(s)
+}
+
+func fromJournal(j *journal) *owned {
+	s := emptyOwned()
+	s.now, s.token, s.env = j.Info, j.AccessToken, j.EnvVars
+	close(s.created)
+	return s
+}
+
+func (m *Manager) enter(s *owned) {
+	m.mu.Lock()
+	m.sandboxes[s.now.ID] = s
+	m.mu.Unlock()
+	m.wg.Go(func() { m.own(s, false) })
+}
+
+// undo kills the machines that nobody owns and removes the directories of half-made sandboxes; a
+// directory stays when its machine could not be killed, so that the next start tries again.
+func (m *Manager) undo(ctx context.Context, ids []string, orphans map[string]Identity) error {
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	var errs []error
+	note := func(err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		errs = append(errs, err)
+	}
+	killed := make(map[string]error, len(orphans))
+	for dir, identity := range orphans {
+		wg.Go(func() {
+			err := m.killOrphan(ctx, identity, dir)
+			mu.Lock()
+			killed[dir] = err
+			mu.Unlock()
+		})
+	}
+	wg.Wait()
+	for dir, err := range killed {
+		if err != nil {
+			note(fmt.Errorf("kill the machine of %s: %w", filepath.Base(dir), err))
+		}
+	}
+	for _, id := range ids {
+		if killed[m.dir(id)] != nil {
+			continue
+		}
+		wg.Go(func() {
+			if err := m.removeDir(id); err != nil {
+				note(err)
+			}
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+func (m *Manager) killOrphan(ctx context.Context, identity Identity, dir string) error {
+	machine, err := m.cfg.VMM.Adopt(identity, dir)
+	if err != nil {
+		return nil // ended since it was found
+	}
+	return machine.Kill(ctx)
+}

@@ -1,0 +1,87 @@
+// Package sandbox is the domain: what a sandbox is, the states of its life, and the Manager that
+// owns all sandboxes of one host. It knows no kernel object; it says what it needs of a network, a
+// disk, a VMM and a guest, and package agent wires real ones in.
+//
+// One goroutine owns one sandbox. It performs the sandbox's create, waits for its end (destroy, its
+// deadline, or the death of its VMM) and tears it down, so that these can never overlap. Before the
+// kernel is touched the journal in the sandbox's directory says what is about to be done, so that a
+// later life of the agent can finish or undo it.
+package sandbox
+
+import (
+	"errors"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// Errors that a caller decides on. Each returned error wraps one of them and says what and why.
+var (
+	ErrInvalid    = errors.New("invalid argument")
+	ErrNotFound   = errors.New("no such sandbox")
+	ErrExists     = errors.New("sandbox exists already")
+	ErrConflict   = errors.New("conflict with the sandbox's state")
+	ErrNoTemplate = errors.New("no such template")
+	ErrNoSlot     = errors.New("no free slot")
+	ErrNoMemory   = errors.New("not enough memory")
+	ErrNoDisk     = errors.New("not enough disk space")
+	ErrNoVMM      = errors.New("the VMM cannot run")
+	ErrClosed     = errors.New("the agent is stopping")
+)
+
+// BootPath is how a sandbox came up.
+type BootPath string
+
+// The boot paths: a kernel booted, a snapshot was loaded, a running machine was handed out.
+const (
+	Cold     BootPath = "cold"
+	Restored BootPath = "restored"
+	Warm     BootPath = "warm"
+)
+
+// Stage is the time that one named part of a create took.
+type Stage struct {
+	Name     string        `json:"name"`
+	Duration time.Duration `json:"duration"`
+}
+
+// CreateRequest is what a caller asks of Manager.Create.
+type CreateRequest struct {
+	// ID is 1 to 32 characters of a-z and 0-9.
+	ID       string
+	Template string
+	// VCPUs is 1 to 32 and MemoryMiB 128 to 65536; 0 takes the template's.
+	VCPUs, MemoryMiB int
+	// Timeout is how long the sandbox lives from now: 1 s to 30 days.
+	Timeout       time.Duration
+	EnvVars       map[string]string
+	Metadata      map[string]string
+	AccessToken   string
+	AllowInternet bool
+}
+
+// Info is a sandbox as it is now. It is a copy and safe to keep.
+type Info struct {
+	ID          string            `json:"id"`
+	Template    string            `json:"template"`
+	State       State             `json:"state"`
+	Failure     string            `json:"failure,omitempty"`
+	StartedAt   time.Time         `json:"startedAt"`
+	Deadline    time.Time         `json:"deadline"`
+	VCPUs       int               `json:"vcpus"`
+	MemoryMiB   int               `json:"memoryMib"`
+	DiskMiB     int               `json:"diskMib"`
+	Slot        int               `json:"slot"`
+	Address     netip.Addr        `json:"-"`
+	BootPath    BootPath          `json:"bootPath"`
+	Stages      []Stage           `json:"stages,omitempty"`
+	Metadata    map[string]string `json:"metadata,omitempty"`
+	EnvdVersion string            `json:"envdVersion,omitempty"`
+}
+
+func (i Info) clone() Info {
+	i.Stages = slices.Clone(i.Stages)
+	i.Metadata = maps.Clone(i.Metadata)
+	return i
+}
