@@ -1,0 +1,197 @@
+package rootfs
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+
+	"wrenn/impl/need"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// sparseFile writes 64 KiB of noise at each offset into a file of 16 MiB.
+func sparseFile(t testing.TB, path string, offsets ...int64) {
+	f, err := os.Create(path)
+	require.NoError(t, err)
+	require.NoError(t, f.Truncate(16<<20))
+	noise := make([]byte, 64<<10)
+	random := rand.NewChaCha8([32]byte{1})
+	for _, off := range offsets {
+		_, err := random.Read(noise)
+		require.NoError(t, err)
+		_, err = f.WriteAt(noise, off)
+		require.NoError(t, err)
+	}
+	require.NoError(t, f.Close())
+}
+
+func allocated(t testing.TB, path string) int64 {
+	info, err := os.Stat(path)
+	require.NoError(t, err)
+	return info.Sys().(*syscall.Stat_t).Blocks * 512
+}
+
+func newStore(t testing.TB, ready int) (*Store, string) {
+	dir := t.TempDir()
+	base := filepath.Join(dir, "image", "templates", "base")
+	require.NoError(t, os.MkdirAll(base, 0o700))
+	sparseFile(t, filepath.Join(base, templateDisk), 0, 8<<20)
+	require.NoError(t, os.WriteFile(filepath.Join(base, templateMeta), []byte(`{"name":"base","vcpus":1,"memoryMib":512,"diskMib":16}`), 0o600))
+	s, err := NewStore(Config{
+		ImageDir: filepath.Join(dir, "image"), ReadyDir: filepath.Join(dir, "ready"), Ready: ready, Logger: slog.New(slog.DiscardHandler),
+	})
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, s.Close(true)) })
+	return s, dir
+}
+
+func TestS04_CopyKeepsHolesAndContent(t *testing.T) {
+	dir := t.TempDir()
+	for name, offsets := range map[string][]int64{
+		"empty": nil, "start": {0}, "end": {16<<20 - 64<<10}, "scattered": {0, 1 << 20, 5 << 20, 9<<20 + 4096},
+	} {
+		src, dst := filepath.Join(dir, name), filepath.Join(dir, name+"-copy")
+		sparseFile(t, src, offsets...)
+		require.NoError(t, Copy(t.Context(), src, dst))
+		want, err := os.ReadFile(src)
+		require.NoError(t, err)
+		got, err := os.ReadFile(dst)
+		require.NoError(t, err)
+		assert.True(t, bytes.Equal(want, got), name)
+		assert.LessOrEqual(t, allocated(t, dst), allocated(t, src)+64<<10, name)
+	}
+}
+
+func TestCopyThatFailsLeavesNothing(t *testing.T) {
+	dir := t.TempDir()
+	src := filepath.Join(dir, "src")
+	sparseFile(t, src, 0)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	dst := filepath.Join(dir, "dst")
+	require.ErrorIs(t, Copy(ctx, src, dst), context.Canceled)
+	assert.NoFileExists(t, dst)
+	require.NoError(t, os.WriteFile(dst, []byte("mine"), 0o600))
+	require.Error(t, Copy(t.Context(), src, dst), "an existing file is not overwritten")
+	got, err := os.ReadFile(dst)
+	require.NoError(t, err)
+	assert.Equal(t, "mine", string(got))
+}
+
+func TestCopyToAFullDiskSaysSo(t *testing.T) {
+	need.Root(t)
+	src, small := filepath.Join(t.TempDir(), "src"), t.TempDir()
+	sparseFile(t, src, 0, 1<<20, 2<<20)
+	require.NoError(t, unix.Mount("tmpfs", small, "tmpfs", 0, "size=64k"))
+	t.Cleanup(func() { assert.NoError(t, unix.Unmount(small, 0)) })
+	dst := filepath.Join(small, "dst")
+	require.ErrorIs(t, Copy(t.Context(), src, dst), ErrNoSpace)
+	assert.NoFileExists(t, dst)
+}
+
+func TestV01_TemplateNamesAreChecked(t *testing.T) {
+	s, dir := newStore(t, 0)
+	require.NoError(t, os.Symlink("/etc", filepath.Join(dir, "image", "templates", "escape")))
+	for _, name := range []string{"../x", "..", "%2e%2e", "a\x00", "/etc", "", string(bytes.Repeat([]byte("a"), 65))} {
+		_, err := s.Template(name)
+		require.ErrorContains(t, err, "invalid name", "%q", name)
+		require.Error(t, s.Create(t.Context(), name, filepath.Join(dir, "d")))
+	}
+	for _, name := range []string{"nosuch", "escape"} {
+		_, err := s.Template(name)
+		require.Error(t, err, name)
+	}
+	_, err := s.Template("nosuch")
+	require.ErrorIs(t, err, ErrNoTemplate)
+	names, err := s.Templates()
+	require.NoError(t, err)
+	assert.Equal(t, []string{"base"}, names)
+	got, err := s.Template("base")
+	require.NoError(t, err)
+	assert.Equal(t, 512, got.MemoryMiB)
+}
+
+func TestReadyDisksAreHandedOutOnce(t *testing.T) {
+	s, dir := newStore(t, 3)
+	s.Fill("base")
+	full := func() bool {
+		entries, err := filepath.Glob(filepath.Join(dir, "ready", "base@*[0-9]"))
+		require.NoError(t, err)
+		return len(entries) == 3
+	}
+	require.Eventually(t, full, 20*time.Second, 5*time.Millisecond)
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() { assert.NoError(t, s.Create(t.Context(), "base", filepath.Join(dir, fmt.Sprint("disk", i)))) })
+	}
+	wg.Wait()
+	want, err := os.ReadFile(filepath.Join(dir, "image", "templates", "base", templateDisk))
+	require.NoError(t, err)
+	for i := range 8 {
+		got, err := os.ReadFile(filepath.Join(dir, fmt.Sprint("disk", i)))
+		require.NoError(t, err)
+		assert.True(t, bytes.Equal(want, got), "disk %d", i)
+	}
+	require.Eventually(t, full, 20*time.Second, 5*time.Millisecond, "what was taken is not replaced")
+}
+
+func TestARebuiltTemplateRetiresReadyDisks(t *testing.T) {
+	s, dir := newStore(t, 1)
+	s.Fill("base")
+	glob := func() []string {
+		found, err := filepath.Glob(filepath.Join(dir, "ready", "base@*[0-9]"))
+		require.NoError(t, err)
+		return found
+	}
+	require.Eventually(t, func() bool { return len(glob()) == 1 }, 20*time.Second, 5*time.Millisecond)
+	old := glob()[0]
+	disk := filepath.Join(dir, "image", "templates", "base", templateDisk)
+	require.NoError(t, os.Remove(disk))
+	sparseFile(t, disk, 4<<20)
+	require.NoError(t, s.Create(t.Context(), "base", filepath.Join(dir, "d")))
+	want, err := os.ReadFile(disk)
+	require.NoError(t, err)
+	got, err := os.ReadFile(filepath.Join(dir, "d"))
+	require.NoError(t, err)
+	assert.True(t, bytes.Equal(want, got), "a disk of the old template was handed out")
+	assert.NoFileExists(t, old)
+}
+
+func TestHalfCopiedDisksOfAnEarlierLifeAreRemoved(t *testing.T) {
+	ready := t.TempDir()
+	part := filepath.Join(ready, "base@1@1-1.part")
+	require.NoError(t, os.WriteFile(part, []byte("x"), 0o600))
+	s, err := NewStore(Config{ImageDir: t.TempDir(), ReadyDir: ready, Logger: slog.New(slog.DiscardHandler)})
+	require.NoError(t, err)
+	assert.NoFileExists(t, part)
+	require.NoError(t, s.Close(false))
+	assert.DirExists(t, ready)
+}
+
+// BenchmarkCreate compares a copy made on demand with one that was ready.
+func BenchmarkCreate(b *testing.B) {
+	for _, ready := range []int{0, 4} {
+		b.Run(fmt.Sprintf("ready=%d", ready), func(b *testing.B) {
+			s, dir := newStore(b, ready)
+			i := 0
+			for b.Loop() {
+				i++
+				require.NoError(b, s.Create(b.Context(), "base", filepath.Join(dir, fmt.Sprint("disk", i))))
+			}
+		})
+	}
+}
