@@ -1,0 +1,76 @@
+# Wrenn: `sudo make run` starts it, `sudo make test` proves it. `make help` lists the rest.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --warn-undefined-variables --no-builtin-rules
+.DEFAULT_GOAL := help
+
+# sudo resets PATH, so Go is also looked for where its own archive puts it.
+GO := $(or $(shell command -v go),$(wildcard /usr/local/go/bin/go),$(wildcard /usr/lib/go/bin/go),go)
+export PATH := $(dir $(GO)):$(PATH):/usr/sbin:/sbin
+BIN := build/bin
+IMAGE := build/image
+PROGRAMS := wrenn wrenn-cp wrenn-agent firecracker-qemu
+# A checkout owned by another user than root makes git refuse to tell the revision.
+export GOFLAGS := -buildvcs=false
+
+# What a host needs to run sandboxes and to build the image, and what the tests need on top (a C compiler
+# for the race detector, Node.js for E2B's SDK).
+RUN_PACKAGES := qemu-system-x86 mmdebstrap iptables iproute2 util-linux e2fsprogs xz-utils ca-certificates
+TEST_PACKAGES := gcc libc6-dev git procps
+
+.PHONY: help deps deps-test generate build image run demo check lint test test-unit test-e2e bench clean
+
+help: ## Show this list
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+deps: ## Install the Debian packages that running needs (as root), and Firecracker where it can be had
+	@.ci/install $(RUN_PACKAGES)
+	@.ci/firecracker build/firecracker
+
+deps-test: deps
+	@.ci/install $(TEST_PACKAGES)
+	@command -v node >/dev/null || .ci/install nodejs
+	@command -v npm >/dev/null || .ci/install npm
+
+generate: ## Generate the code of proto/ anew
+	cd proto && $(GO) tool buf lint && $(GO) tool buf generate
+
+build: ## Build the programs into build/bin
+	@mkdir -p $(BIN)
+	@for p in $(PROGRAMS); do CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o $(BIN)/$$p ./impl/cmd/$$p; done
+	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o $(BIN)/envd ./impl/cmd/envd
+
+image: ## Build kernel, initramfs and templates into build/image (seconds when nothing changed)
+	@$(GO) run ./guest/build --out $(IMAGE)
+
+run: deps build image ## Start control plane and agent here (as root); Ctrl-C ends them and all sandboxes
+	@exec $(BIN)/wrenn up
+
+demo: deps build image ## Make a sandbox, show what it does and what each part costs, end it (as root)
+	@$(BIN)/wrenn demo
+
+check: deps-test lint ## Formatting, vet, linters, architecture, generated code
+	@test -z "$$(gofmt -l $$(git ls-files "*.go") | tee /dev/stderr)" || { echo "run gofmt -w on the files above" >&2; exit 1; }
+	$(GO) vet ./...
+	$(GO) test ./impl -run .
+	@$(GO) run ./proto/check
+
+lint:
+	$(GO) tool golangci-lint run ./...
+
+test: deps-test build image test-unit test-e2e ## All tests (as root)
+
+# In continuous integration nothing may stay unrun: a missing ability fails the test instead of skipping it.
+test-unit:
+	$(GO) test -race -timeout 10m ./impl/... ./guest/... ./proto/...
+
+# One after the other: there is one agent per host.
+test-e2e:
+	$(GO) test -count=1 -timeout 12m -p 1 ./e2e/...
+
+bench: build image ## Benchmarks (as root)
+	$(GO) test -run '^$$' -bench . -p 1 ./impl/... ./e2e/...
+
+clean: ## Remove what was built (the image's cache too)
+	rm -rf build e2e/sdk/node_modules

@@ -1,0 +1,204 @@
+// Package impl_test keeps the architecture: who may import whom, how long a file may be, and where the
+// network's defaults may not be used. Each rule carries its reason.
+package impl_test
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// rule says what a package, or a tree of packages ("/..."), may import of this module in code that is
+// not a test. Anything not listed is forbidden.
+type rule struct {
+	pkg    string
+	may    []string
+	reason string
+}
+
+var rules = []rule{
+	// The floor: imports nothing of ours, so that everything may stand on it.
+	{"impl/step", nil, "the floor"},
+	{"impl/safename", nil, "the floor"},
+	{"impl/need", nil, "the floor"},
+	{"impl/transport", nil, "the floor"},
+	{"impl/netns", nil, "the floor"},
+	{"impl/netns/netnstest", []string{"impl/netns", "impl/need"}, "test support of netns"},
+	{"impl/internal/...", nil, "the floor"},
+
+	// The domain knows no adapter: package agent hands them in.
+	{"impl/sandbox", []string{"impl/step", "impl/safename", "impl/internal/..."}, "the domain imports no adapter"},
+	{"impl/sandbox/sandboxtest", []string{"impl/sandbox"}, "fakes and the lifecycle suite"},
+
+	// Adapters know neither the domain nor each other.
+	{"impl/firecracker", []string{"impl/transport", "impl/internal/..."}, "an adapter"},
+	{"impl/firecracker/firecrackertest", []string{"impl/firecracker", "impl/need", "impl/netns", "impl/netns/netnstest"}, "the conformance suite of VMMs"},
+	{"impl/network", []string{"impl/netns", "impl/step", "impl/internal/..."}, "an adapter; a sandbox's network lives in a namespace"},
+	{"impl/rootfs", []string{"impl/safename", "impl/internal/..."}, "an adapter"},
+	{"impl/envdclient", []string{"proto/gen/..."}, "an adapter; speaks the guest's wire"},
+	{"impl/qemu", []string{"impl/transport", "impl/internal/..."}, "a program of its own: knows Firecracker's wire, not our client of it"},
+	{"impl/portproxy", []string{"impl/transport", "impl/safename"}, "knows addresses, not sandboxes"},
+
+	// The guest's daemon shares nothing with the host but the wire.
+	{"impl/envd/...", []string{"impl/envd/...", "proto/gen/..."}, "nothing of the host side runs in a guest"},
+
+	// The agent wires the domain to the adapters.
+	{"impl/agent", []string{
+		"impl/sandbox", "impl/firecracker", "impl/network", "impl/rootfs", "impl/envdclient", "impl/portproxy",
+		"impl/transport", "impl/safename", "impl/internal/...", "proto/gen/...",
+	}, "the one place where adapters meet"},
+
+	// The control plane knows agents by their wire alone.
+	{"impl/agentclient", []string{"impl/transport", "proto/gen/..."}, "the control plane's view of agents"},
+	{"impl/store", []string{"impl/internal/..."}, "the control plane's memory"},
+	{"impl/store/storetest", []string{"impl/store"}, "the suite that each database passes"},
+	{"impl/controlplane", []string{
+		"impl/agentclient", "impl/store", "impl/portproxy", "impl/transport", "impl/safename", "proto", "proto/gen/...",
+	}, "knows agents by their wire alone"},
+
+	// Clients and programs.
+	{"impl/apiclient", nil, "speaks the public REST and nothing else"},
+	{"impl/cli", []string{
+		"impl/agent", "impl/agentclient", "impl/controlplane", "impl/apiclient", "impl/envdclient", "impl/transport",
+		"impl/rootfs", "impl/internal/...",
+	}, "`wrenn up` is agent and control plane in one process"},
+	{"impl/cmd/wrenn", []string{"impl/cli"}, "flags to Run"},
+	{"impl/cmd/wrenn-cp", []string{"impl/controlplane", "impl/agentclient"}, "flags to Run"},
+	{"impl/cmd/wrenn-agent", []string{"impl/agent"}, "flags to Run"},
+	{"impl/cmd/envd", []string{"impl/envd/..."}, "flags to Run"},
+	{"impl/cmd/firecracker-qemu", []string{"impl/qemu"}, "the only importer of impl/qemu"},
+
+	// Outside impl: the wire and public packages only.
+	{"proto", nil, "the wire"},
+	{"proto/gen/...", []string{"proto/gen/..."}, "generated"},
+	{"guest/...", []string{"guest/..."}, "no host code in the guest's parts"},
+	{"e2e/...", []string{"e2e/...", "impl/apiclient", "impl/envdclient", "impl/transport", "impl/need"}, "suites reach the system by the wire and public packages"},
+	{"bench/...", []string{"bench/...", "e2e/...", "impl/apiclient", "impl/envdclient", "impl/transport", "impl/need"}, "suites reach the system by the wire and public packages"},
+}
+
+type listed struct {
+	ImportPath string
+	Imports    []string
+}
+
+func modulePackages(t *testing.T) []listed {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-json=ImportPath,Imports", "wrenn/...")
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	require.NoError(t, err)
+	var all []listed
+	dec := json.NewDecoder(strings.NewReader(string(out)))
+	for {
+		var p listed
+		err := dec.Decode(&p)
+		if errors.Is(err, io.EOF) {
+			return all
+		}
+		require.NoError(t, err)
+		p.ImportPath = strings.TrimPrefix(p.ImportPath, "wrenn/")
+		all = append(all, p)
+	}
+}
+
+func matches(pattern, pkg string) bool {
+	if tree, ok := strings.CutSuffix(pattern, "/..."); ok {
+		return pkg == tree || strings.HasPrefix(pkg, tree+"/")
+	}
+	return pattern == pkg
+}
+
+func TestImportsFollowTheTable(t *testing.T) {
+	used := make([]bool, len(rules))
+	for _, p := range modulePackages(t) {
+		i := slices.IndexFunc(rules, func(r rule) bool { return matches(r.pkg, p.ImportPath) })
+		if !assert.GreaterOrEqual(t, i, 0, "package %s has no rule: give it one, with a reason", p.ImportPath) {
+			continue
+		}
+		used[i] = true
+		for _, imp := range p.Imports {
+			ours, ok := strings.CutPrefix(imp, "wrenn/")
+			if !ok {
+				continue
+			}
+			allowed := slices.ContainsFunc(rules[i].may, func(pattern string) bool { return matches(pattern, ours) })
+			assert.True(t, allowed, "%s imports %s, which its rule forbids (%s)", p.ImportPath, ours, rules[i].reason)
+		}
+	}
+	for i, r := range rules {
+		if !used[i] && !strings.HasPrefix(r.pkg, "bench") {
+			assert.Fail(t, "a rule for no package", "%s", r.pkg)
+		}
+	}
+}
+
+// maxLines is how long a file may be before its design should be looked at again.
+const maxLines = 400
+
+// longFiles are hand-written files that may be longer, each with its reason.
+var longFiles = map[string]string{}
+
+// vague are names that say nothing of what a package or a file is about.
+var vague = []string{"util", "utils", "common", "types", "models", "helper", "helpers", "shared", "misc"}
+
+func TestFilesAreShortAndNamedAfterThings(t *testing.T) {
+	root := ".."
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(root, path)
+		if err != nil {
+			return err
+		}
+		name := strings.TrimSuffix(d.Name(), filepath.Ext(d.Name()))
+		if d.IsDir() {
+			if slices.Contains([]string{".git", "build", "node_modules", "gen"}, d.Name()) {
+				return filepath.SkipDir
+			}
+			assert.NotContains(t, vague, name, "folder %s", rel)
+			return nil
+		}
+		if filepath.Ext(path) != ".go" {
+			return nil
+		}
+		assert.NotContains(t, vague, name, "file %s", rel)
+		if n := lines(t, path); n > maxLines {
+			assert.Contains(t, longFiles, rel, "%s has %d lines, more than %d: split it, or give a reason", rel, n, maxLines)
+		}
+		return nil
+	})
+	require.NoError(t, err)
+}
+
+func lines(t *testing.T, path string) int {
+	f, err := os.Open(path)
+	require.NoError(t, err)
+	defer f.Close() //nolint:errcheck // opened for reading
+	n := 0
+	for s := bufio.NewScanner(f); s.Scan(); {
+		n++
+	}
+	return n
+}
+
+// TestMainsAreThin keeps logic out of the programs' main files, where no test reaches it.
+func TestMainsAreThin(t *testing.T) {
+	mains, err := filepath.Glob("cmd/*/main.go")
+	require.NoError(t, err)
+	require.NotEmpty(t, mains)
+	for _, m := range mains {
+		assert.LessOrEqual(t, lines(t, m), 40, m)
+	}
+}
