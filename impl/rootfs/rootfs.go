@@ -64,6 +64,12 @@ func NewStore(cfg Config) (*Store, error) {
 	return &Store{cfg: cfg, ctx: ctx, cancel: cancel, filling: make(map[string]bool)}, nil
 }
 
+// Template is Load on the Store's image directory.
+func (s *Store) Template(name string) (Template, error) { return Load(s.cfg.ImageDir, name) }
+
+// Templates is List on the Store's image directory.
+func (s *Store) Templates() ([]string, error) { return List(s.cfg.ImageDir) }
+
 // Create puts a private, writable copy of the template's disk at path, which must not exist. It
 // returns ErrNoTemplate, or ErrNoSpace when the file system is full.
 func (s *Store) Create(ctx context.Context, template, path string) error {

@@ -36,12 +36,12 @@ const (
 	templateMeta = "template.json"
 )
 
-// Template reads the template called name. It returns ErrNoTemplate when there is none.
-func (s *Store) Template(name string) (Template, error) {
+// Load reads the template called name of an image directory. It returns ErrNoTemplate when there is none.
+func Load(imageDir, name string) (Template, error) {
 	if err := safename.Check("template", name); err != nil {
 		return Template{}, err
 	}
-	root, err := os.OpenRoot(filepath.Join(s.cfg.ImageDir, "templates"))
+	root, err := os.OpenRoot(filepath.Join(imageDir, "templates"))
 	if err != nil {
 		return Template{}, fmt.Errorf("%w: %s: the image is not built (make image): %w", ErrNoTemplate, name, err)
 	}
@@ -67,9 +67,9 @@ func (s *Store) Template(name string) (Template, error) {
 	return t, nil
 }
 
-// Templates lists the names of all templates, sorted.
-func (s *Store) Templates() ([]string, error) {
-	entries, err := os.ReadDir(filepath.Join(s.cfg.ImageDir, "templates"))
+// List returns the names of all templates of an image directory, sorted.
+func List(imageDir string) ([]string, error) {
+	entries, err := os.ReadDir(filepath.Join(imageDir, "templates"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -78,7 +78,7 @@ func (s *Store) Templates() ([]string, error) {
 	}
 	var names []string
 	for _, e := range entries {
-		if _, err := s.Template(e.Name()); err == nil {
+		if _, err := Load(imageDir, e.Name()); err == nil {
 			names = append(names, e.Name())
 		}
 	}

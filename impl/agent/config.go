@@ -1,0 +1,76 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+	"time"
+)
+
+// Config is what an agent is started with.
+type Config struct {
+	// Dir keeps the sandboxes, their disks and what must survive the agent. It must be on a local disk,
+	// and short: Unix sockets below it have at most 103 bytes.
+	Dir string
+	// ImageDir is what `make image` built: kernel, initramfs and templates.
+	ImageDir string
+	// Listen is the address of the RPC and proxy server; it carries no TLS, so keep it on loopback or a
+	// private network.
+	Listen string
+	// Token is what callers must present in every request.
+	Token string
+	// Firecracker and FirecrackerQEMU are the two VMM programs; a name without a slash is looked up in
+	// PATH, and either may be missing.
+	Firecracker, FirecrackerQEMU string
+	// VMM forces "firecracker", "qemu-kvm" or "qemu-tcg"; empty takes the first that boots a guest.
+	VMM string
+	// MemoryMiB is what all guests together may have; 0 means 85 % of the host's memory.
+	MemoryMiB int
+	// ReadyDisks is how many copies of a used template's disk are kept ready.
+	ReadyDisks int
+	// Resolvers are the name servers of guests; none means the host's own.
+	Resolvers []netip.Addr
+	// Egress is the sustained rate and the burst of what a guest sends, in bytes per second and bytes;
+	// a zero rate is no limit.
+	EgressRate, EgressBurst int64
+	// BootTimeout bounds a create; 0 means 90 s.
+	BootTimeout time.Duration
+	// DestroyAtExit ends all sandboxes when the agent is told to stop; otherwise they run on and the
+	// next start adopts them.
+	DestroyAtExit bool
+	Logger        *slog.Logger
+	// OnListen is called with the bound address once requests are served. Nil is allowed.
+	OnListen func(addr netip.AddrPort)
+}
+
+// Defaults of a Config.
+const (
+	// DefaultListen is beside the control plane's two ports, which E2B's SDKs expect at 3000 and 3002.
+	DefaultListen = "127.0.0.1:3003"
+	// DefaultEgressRate and DefaultEgressBurst are 200 MB/s and 100 MB: twice what a gigabit link
+	// carries, and half a second of it at once.
+	DefaultEgressRate  = 200_000_000
+	DefaultEgressBurst = 100_000_000
+)
+
+func (c Config) check() error {
+	for name, value := range map[string]string{"dir": c.Dir, "image-dir": c.ImageDir, "listen": c.Listen, "token": c.Token} {
+		if value == "" {
+			return fmt.Errorf("agent: %s must be set", name)
+		}
+	}
+	if !filepath.IsAbs(c.Dir) {
+		return fmt.Errorf("agent: dir %q must be absolute", c.Dir)
+	}
+	// The longest path below it is DIR/sandboxes/ID/vmm.sock with an id of 32 characters.
+	const longest = 103 - len("/sandboxes/") - 32 - len("/vmm.sock")
+	if len(c.Dir) > longest {
+		return fmt.Errorf("agent: dir %q has %d bytes; at most %d leave room for Unix sockets", c.Dir, len(c.Dir), longest)
+	}
+	if c.Logger == nil {
+		return errors.New("agent: a logger must be set")
+	}
+	return nil
+}

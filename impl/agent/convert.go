@@ -1,0 +1,90 @@
+package agent
+
+import (
+	"errors"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"wrenn/impl/safename"
+	"wrenn/impl/sandbox"
+	hostagentv1 "wrenn/proto/gen/hostagent/v1"
+)
+
+// codes is the one place where an error gets its code for the wire; the first match counts.
+var codes = []struct {
+	err  error
+	code connect.Code
+}{
+	{sandbox.ErrInvalid, connect.CodeInvalidArgument},
+	{safename.ErrInvalid, connect.CodeInvalidArgument},
+	{sandbox.ErrNotFound, connect.CodeNotFound},
+	{sandbox.ErrNoTemplate, connect.CodeNotFound},
+	{sandbox.ErrExists, connect.CodeAlreadyExists},
+	{sandbox.ErrConflict, connect.CodeFailedPrecondition},
+	{sandbox.ErrNoSlot, connect.CodeResourceExhausted},
+	{sandbox.ErrNoMemory, connect.CodeResourceExhausted},
+	{sandbox.ErrNoDisk, connect.CodeResourceExhausted},
+	{sandbox.ErrNoVMM, connect.CodeUnavailable},
+	{sandbox.ErrClosed, connect.CodeUnavailable},
+}
+
+func toWireError(err error) error {
+	for _, c := range codes {
+		if errors.Is(err, c.err) {
+			return connect.NewError(c.code, err)
+		}
+	}
+	return connect.NewError(connect.CodeInternal, err)
+}
+
+var states = map[sandbox.State]hostagentv1.SandboxState{
+	sandbox.Creating:   hostagentv1.SandboxState_SANDBOX_STATE_CREATING,
+	sandbox.Running:    hostagentv1.SandboxState_SANDBOX_STATE_RUNNING,
+	sandbox.Pausing:    hostagentv1.SandboxState_SANDBOX_STATE_PAUSING,
+	sandbox.Paused:     hostagentv1.SandboxState_SANDBOX_STATE_PAUSED,
+	sandbox.Resuming:   hostagentv1.SandboxState_SANDBOX_STATE_RESUMING,
+	sandbox.Destroying: hostagentv1.SandboxState_SANDBOX_STATE_DESTROYING,
+	sandbox.Gone:       hostagentv1.SandboxState_SANDBOX_STATE_GONE,
+	sandbox.Failed:     hostagentv1.SandboxState_SANDBOX_STATE_FAILED,
+}
+
+var bootPaths = map[sandbox.BootPath]hostagentv1.BootPath{
+	sandbox.Cold:     hostagentv1.BootPath_BOOT_PATH_COLD,
+	sandbox.Restored: hostagentv1.BootPath_BOOT_PATH_RESTORED,
+	sandbox.Warm:     hostagentv1.BootPath_BOOT_PATH_WARM,
+}
+
+// toWire: the casts are of numbers that CreateRequest's validation bounds.
+func toWire(i sandbox.Info) *hostagentv1.Sandbox {
+	out := &hostagentv1.Sandbox{
+		Id: i.ID, Template: i.Template, State: states[i.State], Failure: i.Failure,
+		StartedAt: timestamppb.New(i.StartedAt), Deadline: timestamppb.New(i.Deadline),
+		Vcpus: uint32(i.VCPUs), MemoryMib: uint64(i.MemoryMiB), DiskMib: uint64(i.DiskMiB), Slot: uint32(i.Slot), //nolint:gosec // bounded
+		BootPath: bootPaths[i.BootPath], Metadata: i.Metadata, EnvdVersion: i.EnvdVersion,
+	}
+	for _, s := range i.Stages {
+		out.Stages = append(out.Stages, &hostagentv1.Stage{Name: s.Name, Duration: durationpb.New(s.Duration)})
+	}
+	return out
+}
+
+// fromWire clamps numbers that an int could not hold; the validation then refuses them.
+func fromWire(r *hostagentv1.CreateSandboxRequest) sandbox.CreateRequest {
+	const tooMuch = 1 << 30
+	return sandbox.CreateRequest{
+		ID: r.GetId(), Template: r.GetTemplate(), VCPUs: int(min(r.GetVcpus(), tooMuch)), MemoryMiB: int(min(r.GetMemoryMib(), tooMuch)), //nolint:gosec // clamped
+		Timeout: timeoutFromWire(r.GetTimeout()), EnvVars: r.GetEnvVars(), Metadata: r.GetMetadata(),
+		AccessToken: r.GetEnvdAccessToken(), AllowInternet: r.GetAllowInternet(),
+	}
+}
+
+// timeoutFromWire turns an absent or invalid duration into 0, which the validation refuses.
+func timeoutFromWire(d *durationpb.Duration) time.Duration {
+	if d.CheckValid() != nil {
+		return 0
+	}
+	return d.AsDuration()
+}

@@ -1,0 +1,67 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync/atomic"
+
+	"wrenn/impl/network"
+	"wrenn/impl/sandbox"
+)
+
+// networkPart is the real sandbox.Network.
+type networkPart struct {
+	host  *network.Host
+	slots *network.Allocator
+	// clean is set once nothing of an earlier life is left; until then a slot may hold leftovers.
+	clean atomic.Bool
+}
+
+func (n *networkPart) Reserve() (int, error) {
+	slot, err := n.slots.Acquire()
+	if errors.Is(err, network.ErrNoFreeSlot) {
+		return 0, fmt.Errorf("%w: all %d are in use", sandbox.ErrNoSlot, network.MaxSlot)
+	}
+	return int(slot), err
+}
+
+func (n *networkPart) Claim(slot int) error { return n.slots.Claim(network.Slot(slot)) }
+
+// Free panics on a slot that is not held: two sandboxes would believe that it is theirs.
+func (n *networkPart) Free(slot int) {
+	if err := n.slots.Release(network.Slot(slot)); err != nil {
+		panic(err)
+	}
+}
+
+func (n *networkPart) Create(ctx context.Context, slot int, policy sandbox.NetworkPolicy) error {
+	if !n.clean.Load() {
+		if err := n.host.Remove(ctx, network.Slot(slot)); err != nil {
+			return fmt.Errorf("clear what an earlier agent left: %w", err)
+		}
+	}
+	return n.host.Create(ctx, network.Slot(slot), network.Policy{AllowInternet: policy.AllowInternet})
+}
+
+func (n *networkPart) Remove(ctx context.Context, slot int) error {
+	return n.host.Remove(ctx, network.Slot(slot))
+}
+
+func (n *networkPart) Address(slot int) netip.Addr { return network.Slot(slot).HostIP() }
+
+// Reclaim claims each leftover slot while it removes it, so that no create can get it meanwhile.
+func (n *networkPart) Reclaim(ctx context.Context) ([]int, error) {
+	owned := func(s network.Slot) bool { return n.slots.Claim(s) != nil }
+	removed, err := n.host.Reclaim(ctx, owned)
+	slots := make([]int, 0, len(removed))
+	for _, s := range removed {
+		slots = append(slots, int(s))
+		err = errors.Join(err, n.slots.Release(s))
+	}
+	if err == nil {
+		n.clean.Store(true)
+	}
+	return slots, err
+}

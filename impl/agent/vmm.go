@@ -1,0 +1,165 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"wrenn/impl/firecracker"
+	"wrenn/impl/network"
+	"wrenn/impl/sandbox"
+)
+
+// Names in a sandbox's directory.
+const (
+	socketName  = "vmm.sock"
+	consoleName = "console.log"
+)
+
+// vmmPart is the real sandbox.VMM.
+type vmmPart struct {
+	choice    Choice
+	resolvers []netip.Addr
+	egress    *firecracker.RateLimiter
+	logger    *slog.Logger
+	// background ends with the agent; what watches a machine hangs on it, never on a request.
+	background context.Context
+}
+
+func (v *vmmPart) Boot(ctx context.Context, spec sandbox.BootSpec) (sandbox.Machine, error) {
+	p, err := firecracker.Launch(ctx, firecracker.LaunchConfig{
+		Binary: v.choice.Binary, Env: v.choice.Env, ID: spec.ID, Netns: network.Slot(spec.Slot).Netns(),
+		SocketPath: filepath.Join(spec.Dir, socketName), ConsolePath: filepath.Join(spec.Dir, consoleName),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", sandbox.ErrNoVMM, err)
+	}
+	m := v.watch(p, spec.Dir)
+	if err := v.configure(ctx, spec); err != nil {
+		return nil, errors.Join(err, m.Kill(context.WithoutCancel(ctx)))
+	}
+	return m, nil
+}
+
+// configure tells the VMM what to run and starts it.
+func (v *vmmPart) configure(ctx context.Context, spec sandbox.BootSpec) error {
+	c := firecracker.NewClient(filepath.Join(spec.Dir, socketName))
+	defer c.Close()
+	for _, call := range []func() error{
+		func() error {
+			return c.PutMachineConfig(ctx, firecracker.MachineConfig{VCPUCount: spec.VCPUs, MemSizeMiB: spec.MemoryMiB})
+		},
+		func() error {
+			return c.PutBootSource(ctx, firecracker.BootSource{
+				KernelImagePath: spec.Kernel, InitrdPath: spec.Initramfs, BootArgs: v.bootArgs(spec.ID),
+			})
+		},
+		func() error {
+			return c.PutDrive(ctx, firecracker.Drive{DriveID: "root", PathOnHost: spec.DiskPath, IsRootDevice: true})
+		},
+		func() error {
+			return c.PutNetworkInterface(ctx, firecracker.NetworkInterface{
+				IfaceID: "eth0", HostDevName: network.TapName, GuestMAC: network.GuestMAC, TxRateLimiter: v.egress,
+			})
+		},
+		func() error { return c.PutEntropy(ctx, firecracker.Entropy{}) },
+		func() error { return c.Start(ctx) },
+	} {
+		if err := call(); err != nil {
+			return fmt.Errorf("configure the VMM: %w", err)
+		}
+	}
+	return nil
+}
+
+// bootArgs is the kernel's command line. The VMM adds the root device; wrenn-init reads wrenn.*.
+func (v *vmmPart) bootArgs(hostname string) string {
+	args := []string{
+		"console=ttyS0", "quiet", "reboot=k", "panic=1", "pci=off", "net.ifnames=0",
+		fmt.Sprintf("wrenn.ip=%s/%d", network.GuestIP, network.GuestPrefixBits), "wrenn.gw=" + network.TapIP, "wrenn.hostname=" + hostname,
+	}
+	if len(v.resolvers) > 0 {
+		var list []string
+		for _, r := range v.resolvers {
+			list = append(list, r.String())
+		}
+		args = append(args, "wrenn.dns="+strings.Join(list, ","))
+	}
+	return strings.Join(args, " ")
+}
+
+func (v *vmmPart) Adopt(id sandbox.Identity, dir string) (sandbox.Machine, error) {
+	p, err := firecracker.Adopt(firecracker.Identity{PID: id.PID, StartTicks: id.StartTicks, BootID: id.HostBoot})
+	if err != nil {
+		return nil, err
+	}
+	return v.watch(p, dir), nil
+}
+
+func (v *vmmPart) Orphans(root string) (map[string]sandbox.Identity, error) {
+	found, err := firecracker.Orphans(root)
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[string]sandbox.Identity, len(found))
+	for dir, id := range found {
+		out[dir] = identityFrom(id)
+	}
+	return out, nil
+}
+
+func (v *vmmPart) Console(dir string, limit int) ([]byte, error) {
+	f, err := os.Open(filepath.Join(dir, consoleName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read console: %w", err)
+	}
+	defer f.Close() //nolint:errcheck // opened for reading
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return nil, fmt.Errorf("read console: %w", err)
+	}
+	data := make([]byte, min(size, int64(limit)))
+	n, err := f.ReadAt(data, size-int64(len(data)))
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("read console: %w", err)
+	}
+	return data[:n], nil
+}
+
+// watch bounds the machine's console for as long as machine and agent live.
+func (v *vmmPart) watch(p *firecracker.Process, dir string) machine {
+	go firecracker.KeepConsoleCapped(v.background, v.logger, p, filepath.Join(dir, consoleName), firecracker.DefaultConsoleBytes)
+	return machine{p}
+}
+
+// machine is the real sandbox.Machine.
+type machine struct{ p *firecracker.Process }
+
+func (m machine) Identity() sandbox.Identity { return identityFrom(m.p.Identity()) }
+
+func (m machine) Done() <-chan struct{} { return m.p.Done() }
+
+func (m machine) Kill(ctx context.Context) error { return m.p.Kill(ctx) }
+
+func (m machine) Exit() string {
+	select {
+	case <-m.p.Done():
+		return m.p.ExitStatus().String()
+	default:
+		return ""
+	}
+}
+
+func identityFrom(id firecracker.Identity) sandbox.Identity {
+	return sandbox.Identity{PID: id.PID, StartTicks: id.StartTicks, HostBoot: id.BootID}
+}
