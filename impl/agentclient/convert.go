@@ -1,0 +1,126 @@
+package agentclient
+
+import (
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	hostagentv1 "wrenn/proto/gen/hostagent/v1"
+)
+
+// State is a state of a sandbox's life, as agents report it.
+type State string
+
+// The states.
+const (
+	StateUnknown    State = "unknown"
+	StateCreating   State = "creating"
+	StateRunning    State = "running"
+	StatePausing    State = "pausing"
+	StatePaused     State = "paused"
+	StateResuming   State = "resuming"
+	StateDestroying State = "destroying"
+	StateGone       State = "gone"
+	StateFailed     State = "failed"
+)
+
+// Sandbox is what an agent says of a sandbox.
+type Sandbox struct {
+	ID, Template string
+	State        State
+	// Failure is why State is failed.
+	Failure             string
+	StartedAt, Deadline time.Time
+	VCPUs               uint32
+	MemoryMiB, DiskMiB  uint64
+	// BootPath is "cold", "restored", "warm" or "unknown".
+	BootPath    string
+	Stages      []Stage
+	Metadata    map[string]string
+	EnvdVersion string
+}
+
+// Stage is the time that one part of a create took.
+type Stage struct {
+	Name     string
+	Duration time.Duration
+}
+
+// CreateRequest says what to make. Zero VCPUs or MemoryMiB mean the template's default.
+type CreateRequest struct {
+	ID, Template      string
+	VCPUs             uint32
+	MemoryMiB         uint64
+	Timeout           time.Duration
+	EnvVars, Metadata map[string]string
+	EnvdAccessToken   string
+	AllowInternet     bool
+}
+
+// Host is what an agent says of its machine.
+type Host struct {
+	Version, VMM, VMMReason string
+	Sandboxes               uint32
+	Templates               []string
+	CPUs                    uint32
+	MemoryMiB               uint64
+}
+
+var states = map[hostagentv1.SandboxState]State{
+	hostagentv1.SandboxState_SANDBOX_STATE_CREATING:   StateCreating,
+	hostagentv1.SandboxState_SANDBOX_STATE_RUNNING:    StateRunning,
+	hostagentv1.SandboxState_SANDBOX_STATE_PAUSING:    StatePausing,
+	hostagentv1.SandboxState_SANDBOX_STATE_PAUSED:     StatePaused,
+	hostagentv1.SandboxState_SANDBOX_STATE_RESUMING:   StateResuming,
+	hostagentv1.SandboxState_SANDBOX_STATE_DESTROYING: StateDestroying,
+	hostagentv1.SandboxState_SANDBOX_STATE_GONE:       StateGone,
+	hostagentv1.SandboxState_SANDBOX_STATE_FAILED:     StateFailed,
+}
+
+var bootPaths = map[hostagentv1.BootPath]string{
+	hostagentv1.BootPath_BOOT_PATH_COLD:     "cold",
+	hostagentv1.BootPath_BOOT_PATH_RESTORED: "restored",
+	hostagentv1.BootPath_BOOT_PATH_WARM:     "warm",
+}
+
+func sandboxFromWire(s *hostagentv1.Sandbox) Sandbox {
+	out := Sandbox{
+		ID: s.GetId(), Template: s.GetTemplate(), State: states[s.GetState()], Failure: s.GetFailure(),
+		StartedAt: timeFromWire(s.GetStartedAt()), Deadline: timeFromWire(s.GetDeadline()),
+		VCPUs: s.GetVcpus(), MemoryMiB: s.GetMemoryMib(), DiskMiB: s.GetDiskMib(),
+		BootPath: bootPaths[s.GetBootPath()], Metadata: s.GetMetadata(), EnvdVersion: s.GetEnvdVersion(),
+	}
+	if out.State == "" {
+		out.State = StateUnknown
+	}
+	if out.BootPath == "" {
+		out.BootPath = "unknown"
+	}
+	for _, stage := range s.GetStages() {
+		out.Stages = append(out.Stages, Stage{Name: stage.GetName(), Duration: stage.GetDuration().AsDuration()})
+	}
+	return out
+}
+
+func createToWire(r CreateRequest) *hostagentv1.CreateSandboxRequest {
+	return &hostagentv1.CreateSandboxRequest{
+		Id: r.ID, Template: r.Template, Vcpus: r.VCPUs, MemoryMib: r.MemoryMiB, Timeout: durationpb.New(r.Timeout),
+		EnvVars: r.EnvVars, Metadata: r.Metadata, EnvdAccessToken: r.EnvdAccessToken, AllowInternet: r.AllowInternet,
+	}
+}
+
+func hostFromWire(p *hostagentv1.PingResponse) Host {
+	return Host{
+		Version: p.GetVersion(), VMM: p.GetVmm(), VMMReason: p.GetVmmReason(), Sandboxes: p.GetSandboxes(),
+		Templates: p.GetTemplates(), CPUs: p.GetCpus(), MemoryMiB: p.GetMemoryMib(),
+	}
+}
+
+// timeFromWire turns an absent time into the zero time.
+func timeFromWire(t *timestamppb.Timestamp) time.Time {
+	if t == nil {
+		return time.Time{}
+	}
+	return t.AsTime()
+}

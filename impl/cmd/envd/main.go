@@ -1,0 +1,39 @@
+// Command envd is the daemon in a guest.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"strconv"
+	"syscall"
+
+	"wrenn/impl/envd"
+)
+
+func main() {
+	port := flag.Int("port", envd.Port, "TCP port to listen on")
+	addr := flag.String("addr", "", "address to listen on (default all)")
+	guest := flag.Bool("guest", false, "root in a guest of its own: may set the clock and its own out-of-memory score")
+	version := flag.Bool("version", false, "print the version and exit")
+	flag.Parse()
+	if *version {
+		fmt.Println(envd.Version)
+		return
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	err := envd.Run(ctx, envd.Config{
+		Addr: net.JoinHostPort(*addr, strconv.Itoa(*port)), Guest: *guest,
+		InitSeconds: os.Getenv("WRENN_INIT_SECONDS"), Log: log,
+	})
+	if err != nil {
+		log.Error("envd ends", "error", err)
+		os.Exit(1)
+	}
+}

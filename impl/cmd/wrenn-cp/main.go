@@ -1,0 +1,20 @@
+// Command wrenn-cp is Wrenn's control plane as a program of its own.
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"wrenn/impl/controlplane"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := controlplane.Command().ExecuteContext(ctx); err != nil {
+		stop()
+		os.Exit(1) //nolint:gocritic // stop has been called
+	}
+}

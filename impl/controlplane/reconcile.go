@@ -1,0 +1,157 @@
+package controlplane
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"wrenn/impl/agentclient"
+	"wrenn/impl/store"
+)
+
+// staleCreate is the age at which a row that is still "creating" belongs to nobody: no create lasts so long,
+// so the control plane that began it has died.
+const staleCreate = agentclient.CreateTimeout + settleTimeout
+
+// suspicion is what one comparison found and a second one must find again before anything is destroyed: a
+// single list may have been taken at a bad moment.
+type suspicion struct {
+	// lost are running sandboxes that the agent did not list, with the version of the row.
+	lost map[string]int64
+	// stray are sandboxes that the agent listed and the store does not know.
+	stray map[string]bool
+}
+
+// reconcileLoop compares the store with one agent now and then, until ctx ends.
+func (s *server) reconcileLoop(ctx context.Context, agent *agentclient.Client) {
+	tick := time.NewTicker(s.cfg.ReconcileInterval)
+	defer tick.Stop()
+	var before suspicion
+	var silent bool
+	for {
+		now, err := s.reconcile(ctx, agent, before)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err == nil:
+			before = now
+			if silent {
+				s.cfg.Logger.InfoContext(ctx, "agent answers again", "agent", agent.Name())
+			}
+		case !silent:
+			s.cfg.Logger.WarnContext(ctx, "could not compare sandboxes with an agent", "agent", agent.Name(), "error", err)
+		}
+		silent = err != nil
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// reconcile compares the store with one agent once. The rows are read before the agent's list, so a sandbox
+// that was running then and is not listed has really ended; a sandbox that is listed and not among the rows
+// may just have been made, so the store is asked again for it. A change of a row in between shows in its
+// version, and the row is left alone.
+func (s *server) reconcile(ctx context.Context, agent *agentclient.Client, before suspicion) (suspicion, error) {
+	rows, err := s.store.List(ctx, store.Query{Agent: agent.Name()})
+	if err != nil {
+		return suspicion{}, err
+	}
+	list, err := agent.List(ctx)
+	if err != nil {
+		return suspicion{}, err
+	}
+	held := make(map[string]agentclient.Sandbox, len(list))
+	for _, sb := range list {
+		held[sb.ID] = sb
+	}
+	now := suspicion{lost: map[string]int64{}, stray: map[string]bool{}}
+	known := make(map[string]bool, len(rows))
+	var errs []error
+	for _, row := range rows {
+		known[row.ID] = true
+		sb, there := held[row.ID]
+		errs = append(errs, s.reconcileRow(ctx, agent, row, sb, there, before, now))
+	}
+	for id := range held {
+		if !known[id] {
+			errs = append(errs, s.reconcileStray(ctx, agent, id, before, now))
+		}
+	}
+	return now, errors.Join(errs...)
+}
+
+// reconcileRow settles one row; there says whether the agent holds sb, its sandbox.
+func (s *server) reconcileRow(ctx context.Context, agent *agentclient.Client, row store.Sandbox, sb agentclient.Sandbox, there bool, before, now suspicion) error {
+	switch {
+	case row.State == store.Creating && time.Since(row.CreatedAt) < staleCreate:
+		return nil
+	case row.State == store.Creating || row.State == store.Destroying:
+		return s.remove(ctx, agent, row.ID, "nobody wants it")
+	case there && sb.State == agentclient.StateDestroying:
+		return nil // the agent is at it; afterwards it no longer lists it
+	case there && ended(sb.State):
+		s.cfg.Logger.WarnContext(ctx, "sandbox ended by itself", "sandbox", row.ID, "state", sb.State, "reason", sb.Failure)
+		return s.remove(ctx, agent, row.ID, "it ended by itself")
+	case there:
+		return s.adopt(ctx, row, sb)
+	case before.lost[row.ID] != row.Version:
+		now.lost[row.ID] = row.Version
+		return nil
+	}
+	s.cfg.Logger.InfoContext(ctx, "sandbox is gone from its agent", "sandbox", row.ID, "agent", agent.Name(), "end", row.EndAt)
+	err := s.store.DeleteVersion(ctx, row.ID, row.Version)
+	if errors.Is(err, store.ErrConflict) {
+		return nil // somebody changed or deleted it meanwhile: the next round looks again
+	}
+	return err
+}
+
+// adopt takes over the end that the agent holds to, unless the row has changed since it was read.
+func (s *server) adopt(ctx context.Context, row store.Sandbox, sb agentclient.Sandbox) error {
+	if sb.Deadline.IsZero() || sb.Deadline.Equal(row.EndAt) {
+		return nil
+	}
+	_, err := s.store.Modify(ctx, row.ID, func(current *store.Sandbox) error {
+		if current.Version != row.Version {
+			return store.ErrConflict
+		}
+		current.EndAt = sb.Deadline
+		return nil
+	})
+	if errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+// reconcileStray settles a sandbox that the store does not know. A row is written before its agent is asked,
+// so a stray is what a lost create or a lost kill has left behind.
+func (s *server) reconcileStray(ctx context.Context, agent *agentclient.Client, id string, before, now suspicion) error {
+	_, err := s.store.Get(ctx, id)
+	if err == nil {
+		return nil
+	}
+	if !errors.Is(err, store.ErrNotFound) {
+		return err
+	}
+	if !before.stray[id] {
+		now.stray[id] = true
+		return nil
+	}
+	return s.remove(ctx, agent, id, "the store does not know it")
+}
+
+// remove has the agent destroy a sandbox and then deletes its row, if any.
+func (s *server) remove(ctx context.Context, agent *agentclient.Client, id, why string) error {
+	err := agent.Destroy(ctx, id)
+	if err != nil && !errors.Is(err, agentclient.ErrNotFound) {
+		return err
+	}
+	if err == nil {
+		s.cfg.Logger.InfoContext(ctx, "sandbox removed", "sandbox", id, "agent", agent.Name(), "why", why)
+	}
+	return s.store.Delete(ctx, id)
+}

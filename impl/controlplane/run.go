@@ -1,0 +1,154 @@
+// Package controlplane is what users talk to: the REST API, the door to sandboxes' ports, and the memory of
+// which sandbox lives on which host.
+package controlplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"wrenn/impl/agentclient"
+	"wrenn/impl/portproxy"
+	"wrenn/impl/store"
+	"wrenn/impl/transport"
+)
+
+// shutdownGrace is how long API calls under way may take to finish once the control plane is told to end. A
+// create on a fast host does; a slower one is cut off and cleaned up by the next start.
+const shutdownGrace = 5 * time.Second
+
+// Run runs a control plane until ctx ends, and then ends gracefully: API calls under way finish (5 s at
+// most), connections to sandboxes are cut. Sandboxes live on. It returns nil if ctx was the reason to end.
+func Run(ctx context.Context, cfg Config) (err error) {
+	if err := cfg.complete(); err != nil {
+		return err
+	}
+	st, err := store.Open(ctx, cfg.Database)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, st.Close()) }()
+	if cfg.BootstrapKey != "" {
+		if err := st.AddKey(ctx, "bootstrap", cfg.BootstrapKey); err != nil {
+			return err
+		}
+	}
+	agents, err := connectAgents(cfg.Agents)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		for _, a := range agents {
+			a.Close()
+		}
+	}()
+	s, err := newServer(ctx, cfg, st, agents)
+	if err != nil {
+		return err
+	}
+	return s.run(ctx)
+}
+
+func connectAgents(configs []agentclient.Config) ([]*agentclient.Client, error) {
+	var agents []*agentclient.Client
+	for _, c := range configs {
+		a, err := agentclient.New(c)
+		if err != nil {
+			return nil, err
+		}
+		agents = append(agents, a)
+	}
+	return agents, nil
+}
+
+// run listens, serves and reconciles until ctx ends or a listener fails.
+func (s *server) run(ctx context.Context) error {
+	var lc net.ListenConfig
+	api, err := lc.Listen(ctx, "tcp", s.cfg.APIListen)
+	if err != nil {
+		return fmt.Errorf("listen for the API: %w", err)
+	}
+	proxy, err := lc.Listen(ctx, "tcp", s.cfg.ProxyListen)
+	if err != nil {
+		return errors.Join(fmt.Errorf("listen for the sandbox proxy: %w", err), api.Close())
+	}
+	bulk, streams := transport.NewProxyTransport(), transport.NewStreamTransport()
+	defer bulk.CloseIdleConnections()
+	defer streams.CloseIdleConnections()
+	edge := portproxy.NewEdge(portproxy.EdgeConfig{Lookup: s.lookup, Bulk: bulk, Streams: streams, Logger: s.cfg.Logger})
+
+	// Connections to sandboxes hang on ctx, so that tunnels end with it; API calls outlive it for the grace.
+	apiServer := s.httpServer(context.WithoutCancel(ctx), s, transport.API)
+	proxyServer := s.httpServer(ctx, edge, transport.Proxy)
+
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	wg.Go(func() { cancel(serve(apiServer, api)) })
+	wg.Go(func() { cancel(serve(proxyServer, proxy)) })
+	for _, a := range s.agents {
+		wg.Go(func() { s.reconcileLoop(ctx, a) })
+	}
+	s.cfg.Logger.InfoContext(ctx, "control plane ready", "api", api.Addr().String(), "proxy", proxy.Addr().String(), "agents", len(s.agents))
+	if s.cfg.Ready != nil {
+		s.cfg.Ready(Addresses{API: api.Addr().String(), Proxy: proxy.Addr().String()})
+	}
+	<-ctx.Done()
+	failure := context.Cause(ctx)
+	if errors.Is(failure, context.Canceled) || errors.Is(failure, context.DeadlineExceeded) {
+		failure = nil
+	}
+	err = errors.Join(failure, proxyServer.Close(), shutdown(apiServer))
+	wg.Wait()
+	s.cfg.Logger.Info("control plane ended")
+	return err
+}
+
+func (s *server) httpServer(ctx context.Context, h http.Handler, kind transport.Kind) *http.Server {
+	srv := transport.NewServer(h, kind)
+	srv.BaseContext = func(net.Listener) context.Context { return ctx }
+	srv.ErrorLog = slog.NewLogLogger(s.cfg.Logger.Handler(), slog.LevelDebug)
+	return srv
+}
+
+// serve returns why it ended, or nil if it was told to.
+func serve(srv *http.Server, l net.Listener) error {
+	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve %s: %w", l.Addr(), err)
+	}
+	return nil
+}
+
+func shutdown(srv *http.Server) error {
+	ctx, cancel := context.WithTimeout(context.Background(), shutdownGrace)
+	defer cancel()
+	if err := srv.Shutdown(ctx); err != nil {
+		return srv.Close()
+	}
+	return nil
+}
+
+// lookup tells the sandbox proxy where a sandbox is.
+func (s *server) lookup(ctx context.Context, id string) (portproxy.AgentTarget, error) {
+	row, err := s.store.Get(ctx, id)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return portproxy.AgentTarget{}, portproxy.ErrNotFound
+	case err != nil:
+		return portproxy.AgentTarget{}, err
+	case row.State == store.Creating:
+		return portproxy.AgentTarget{}, portproxy.ErrTransition
+	case row.State != store.Running:
+		return portproxy.AgentTarget{}, portproxy.ErrNotFound
+	}
+	agent := s.agent(row.Agent)
+	if agent == nil {
+		return portproxy.AgentTarget{}, portproxy.ErrUnreachable
+	}
+	return portproxy.AgentTarget{URL: agent.URL(), Token: agent.Token()}, nil
+}

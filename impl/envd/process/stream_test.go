@@ -1,0 +1,210 @@
+package process
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+func TestT05_StalledReaderIsCutOffAndStallsNobody(t *testing.T) {
+	for _, terminal := range []bool{false, true} {
+		t.Run(fmt.Sprintf("terminal %v", terminal), func(t *testing.T) {
+			tab := newTable(t, 200*time.Millisecond)
+			const size = 24 << 20 // three times what a queue holds
+			spec := shell(t, fmt.Sprintf("read x; head -c %d /dev/zero | tr '\\0' x", size))
+			if terminal {
+				spec.Terminal = &defaultSize
+			}
+			p, reader, err := tab.Start(spec)
+			require.NoError(t, err)
+			_, stalled, err := tab.Attach(Selector{PID: p.PID})
+			require.NoError(t, err)
+			defer stalled.Close()
+			require.NoError(t, p.Write(within(t), []byte("\n"), terminal))
+
+			r := drain(t, reader)
+			require.NoError(t, r.err)
+			assert.Equal(t, size, strings.Count(r.stdout+r.terminal, "x"), "the other reader misses output")
+			assert.Equal(t, 0, r.ends[0].Code)
+
+			select {
+			case <-stalled.Cut():
+			case <-time.After(deadline):
+				require.Fail(t, "the stalled reader was not cut off")
+			}
+			late := drain(t, stalled)
+			require.ErrorIs(t, late.err, ErrTooSlow)
+			assert.Equal(t, queueLen, late.events, "what was queued before the cut is still there")
+			assert.Empty(t, late.ends)
+		})
+	}
+}
+
+func TestT05_SlowReaderThatKeepsReadingMissesNothing(t *testing.T) {
+	tab := newTable(t, deadline)
+	const size = 24 << 20
+	_, sub, err := tab.Start(shell(t, fmt.Sprintf("head -c %d /dev/zero", size)))
+	require.NoError(t, err)
+	defer sub.Close()
+	got := 0
+	for ev := range sub.Events() {
+		got += len(ev.Data)
+		time.Sleep(100 * time.Microsecond)
+	}
+	require.NoError(t, sub.Err())
+	assert.Equal(t, size, got)
+}
+
+func TestT05_ReaderThatLeavesReleasesTheProgram(t *testing.T) {
+	tab := newTable(t, deadline)
+	p, sub, err := tab.Start(shell(t, "head -c 20000000 /dev/zero"))
+	require.NoError(t, err)
+	require.Eventually(t, func() bool { return len(sub.Events()) == queueLen }, deadline, time.Millisecond)
+	sub.Close()
+	select {
+	case <-p.ended:
+	case <-time.After(deadline / 2):
+		require.Fail(t, "the program waits for a reader that has left")
+	}
+}
+
+func TestG02_InputKeepsItsOrder(t *testing.T) {
+	tab := newTable(t, 0)
+	p, sub, err := tab.Start(shell(t, "cat"))
+	require.NoError(t, err)
+	var want strings.Builder
+	for i := range 2000 {
+		line := fmt.Sprintf("%d\n", i)
+		want.WriteString(line)
+		require.NoError(t, p.Write(within(t), []byte(line), false))
+	}
+	require.NoError(t, p.CloseStdin(within(t)))
+	assert.Equal(t, want.String(), drain(t, sub).stdout)
+	require.ErrorIs(t, p.Write(within(t), []byte("x"), false), ErrInputClosed)
+	require.ErrorIs(t, p.CloseStdin(within(t)), ErrInputClosed)
+}
+
+func TestG02_InputThatNobodyReads(t *testing.T) {
+	tab := newTable(t, 0)
+	p, sub, err := tab.Start(shell(t, "sleep 300"))
+	require.NoError(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	err = p.Write(ctx, make([]byte, 1<<20), false)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	require.ErrorContains(t, err, "65536 of 1048576 bytes taken")
+	// A write that waits ends with the process.
+	failed := make(chan error, 1)
+	go func() { failed <- p.Write(context.WithoutCancel(ctx), make([]byte, 1<<20), false) }()
+	require.NoError(t, p.signal(unix.SIGKILL))
+	drain(t, sub)
+	select {
+	case err := <-failed:
+		require.ErrorIs(t, err, ErrInputClosed)
+	case <-time.After(deadline):
+		require.Fail(t, "the write still waits")
+	}
+}
+
+func TestG02_StdinOfDevNull(t *testing.T) {
+	tab := newTable(t, 0)
+	spec := shell(t, "cat; echo done")
+	spec.Stdin = false
+	assert.Equal(t, "done\n", run(t, tab, spec).stdout)
+	spec = shell(t, "sleep 300")
+	spec.Stdin = false
+	p, sub, err := tab.Start(spec)
+	require.NoError(t, err)
+	defer sub.Close()
+	require.ErrorIs(t, p.Write(within(t), []byte("x"), false), ErrInputClosed)
+	require.ErrorIs(t, p.CloseStdin(within(t)), ErrInputClosed)
+	require.ErrorIs(t, p.Write(within(t), []byte("x"), true), ErrNoTerminal)
+	require.ErrorIs(t, p.Resize(defaultSize), ErrNoTerminal)
+}
+
+func TestG02_TerminalSizeInputAndReplay(t *testing.T) {
+	tab := newTable(t, 0)
+	spec := shell(t, "stty size; read a; stty size; echo got-$a; read b")
+	spec.Terminal = &Size{Cols: 101, Rows: 33}
+	p, sub, err := tab.Start(spec)
+	require.NoError(t, err)
+	require.ErrorIs(t, p.Write(within(t), []byte("x"), false), ErrTerminal)
+	require.ErrorIs(t, p.CloseStdin(within(t)), ErrTerminal)
+	seen := ""
+	waitFor := func(what string) {
+		for !strings.Contains(seen, what) {
+			select {
+			case ev := <-sub.Events():
+				seen += string(ev.Data)
+			case <-time.After(deadline):
+				require.Fail(t, "never shown", "%q in %q", what, seen)
+			}
+		}
+	}
+	waitFor("33 101")
+	require.NoError(t, p.Resize(Size{Cols: 77, Rows: 22}))
+	require.NoError(t, p.Write(within(t), []byte("žluť\n"), true))
+	waitFor("22 77")
+	waitFor("got-žluť")
+	sub.Close()
+
+	_, again, err := tab.Attach(Selector{PID: p.PID})
+	require.NoError(t, err)
+	require.NoError(t, p.Write(within(t), []byte("end\n"), true))
+	r := drain(t, again)
+	assert.Contains(t, r.terminal, "33 101")
+	assert.Contains(t, r.terminal, "got-žluť")
+	_, late, err := tab.Attach(Selector{PID: p.PID})
+	require.NoError(t, err)
+	r = drain(t, late)
+	assert.Contains(t, r.terminal, "got-žluť", "the output of an ended terminal is replayed")
+	assert.Len(t, r.ends, 1)
+}
+
+func TestG02_TerminalRunsOnWhenNobodyWatches(t *testing.T) {
+	tab := newTable(t, 0)
+	spec := shell(t, "head -c 3000000 /dev/zero | tr '\\0' x; echo END")
+	spec.Terminal = &defaultSize
+	p, sub, err := tab.Start(spec)
+	require.NoError(t, err)
+	sub.Close()
+	select {
+	case <-p.ended:
+	case <-time.After(deadline):
+		require.Fail(t, "the program waits for a viewer")
+	}
+	_, late, err := tab.Attach(Selector{PID: p.PID})
+	require.NoError(t, err)
+	r := drain(t, late)
+	assert.Len(t, r.terminal, ringSize)
+	assert.True(t, strings.HasSuffix(r.terminal, "xEND\r\n"))
+}
+
+func TestRingKeepsTheLastMiB(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rnd := rand.New(rand.NewPCG(seed, 0))
+	r := &ring{}
+	var all []byte
+	for range 200 {
+		p := make([]byte, rnd.IntN(3*readSize))
+		if rnd.IntN(50) == 0 {
+			p = make([]byte, ringSize+rnd.IntN(100))
+		}
+		for i := range p {
+			p[i] = byte(rnd.Uint32())
+		}
+		r.add(p)
+		all = append(all, p...)
+		all = all[max(0, len(all)-ringSize):]
+		require.True(t, bytes.Equal(all, r.bytes()))
+	}
+}

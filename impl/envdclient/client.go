@@ -1,0 +1,216 @@
+// Package envdclient is the host's client of the daemon in a guest: it starts the daemon's service,
+// runs programs and terminals, and moves files. It makes no connections of its own; the caller hands in
+// the http.Client, one per sandbox.
+package envdclient
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"wrenn/proto/gen/envd/filesystem/filesystemconnect"
+	"wrenn/proto/gen/envd/process/processconnect"
+)
+
+// Config is what a Client needs.
+type Config struct {
+	// BaseURL is where the daemon answers, without a path: "http://10.11.0.7:49983".
+	BaseURL string
+	// HTTPClient makes the requests. Its Timeout must be zero, for that would cut streams.
+	HTTPClient *http.Client
+	// Headers go with every request (how a proxy on the way finds the sandbox); may be nil.
+	Headers http.Header
+	// AccessToken opens the daemon; empty where none is set.
+	AccessToken string
+}
+
+// Client talks to one guest's daemon. It is safe for concurrent use.
+type Client struct {
+	base  string
+	http  doer
+	procs processconnect.ProcessClient
+	files filesystemconnect.FilesystemClient
+}
+
+// Error is an answer of the daemon's plain HTTP routes that is not a success.
+type Error struct {
+	Status  int    // HTTP status
+	Message string // the daemon's, or the start of a body that is not its JSON
+}
+
+// Error says the status and the message.
+func (e *Error) Error() string { return fmt.Sprintf("envd answers %d: %s", e.Status, e.Message) }
+
+// New makes a Client; it sends nothing yet.
+func New(c Config) (*Client, error) {
+	u, err := url.Parse(c.BaseURL)
+	if err != nil || u.Scheme == "" || u.Host == "" {
+		return nil, fmt.Errorf("make envd client: base URL %q is not absolute", c.BaseURL)
+	}
+	if c.HTTPClient == nil || c.HTTPClient.Timeout != 0 {
+		return nil, errors.New("make envd client: an HTTP client without a timeout is needed")
+	}
+	d := doer{client: c.HTTPClient, headers: c.Headers.Clone(), token: c.AccessToken}
+	base := strings.TrimRight(c.BaseURL, "/")
+	return &Client{
+		base: base, http: d,
+		procs: processconnect.NewProcessClient(d, base),
+		files: filesystemconnect.NewFilesystemClient(d, base),
+	}, nil
+}
+
+// CloseIdle closes the connections that wait for reuse, as must be done before the guest is paused.
+func (c *Client) CloseIdle() { c.http.client.CloseIdleConnections() }
+
+// doer adds what every request carries.
+type doer struct {
+	client  *http.Client
+	headers http.Header
+	token   string
+}
+
+// Do implements connect.HTTPClient.
+func (d doer) Do(r *http.Request) (*http.Response, error) {
+	for k, v := range d.headers {
+		r.Header[k] = v
+	}
+	if d.token != "" {
+		r.Header.Set("X-Access-Token", d.token)
+	}
+	return d.client.Do(r)
+}
+
+// Health returns nil when the daemon answers.
+func (c *Client) Health(ctx context.Context) error {
+	res, err := c.plain(ctx, http.MethodGet, "/health", nil, nil)
+	if err != nil {
+		return fmt.Errorf("ask envd for its health: %w", err)
+	}
+	return res.Body.Close()
+}
+
+// InitRequest is what the host tells a guest. A nil pointer or map leaves that setting as it is.
+type InitRequest struct {
+	// Timestamp sets the guest's clock where it differs; of two requests the newer one wins. Zero means
+	// the moment of sending.
+	Timestamp   time.Time
+	AccessToken *string // asked for from then on; empty: none
+	DefaultUser *string
+	Workdir     *string           // where relative paths and programs start; empty: the user's home
+	Env         map[string]string // replaces the environment of every program started later
+}
+
+// InitResult is what the daemon answers.
+type InitResult struct {
+	Version string // of E2B's daemon, whose features it has
+	Boot    BootTimes
+}
+
+// BootTimes are moments of a guest's start on its own clock, from its kernel's start. Zero where the
+// daemon did not say.
+type BootTimes struct {
+	Init time.Duration // its first program started
+	Envd time.Duration // the daemon listened
+	Now  time.Duration // the daemon answered
+}
+
+// Init tells the guest its settings.
+func (c *Client) Init(ctx context.Context, r InitRequest) (InitResult, error) {
+	body, err := json.Marshal(initBody(r))
+	if err != nil {
+		return InitResult{}, fmt.Errorf("init envd: %w", err)
+	}
+	h := http.Header{"Content-Type": {"application/json"}}
+	res, err := c.plain(ctx, http.MethodPost, "/init", h, bytes.NewReader(body))
+	if err != nil {
+		return InitResult{}, fmt.Errorf("init envd: %w", err)
+	}
+	defer func() { _ = res.Body.Close() }()
+	return InitResult{Version: res.Header.Get("X-Envd-Version"), Boot: bootTimesOf(res.Header.Get("X-Wrenn-Boot"))}, nil
+}
+
+const (
+	// firstTry is how long the first request to a guest that may not be there yet waits: a dial to an
+	// address without a host behind it hangs, and a guest that is up answers in a few milliseconds.
+	firstTry = 50 * time.Millisecond
+	// lastTry is what that grows to, doubling, for guests that are up but slow.
+	lastTry = 2 * time.Second
+	// betweenTries is the pause after a failed one.
+	betweenTries = 5 * time.Millisecond
+)
+
+// InitWhenReady calls Init again and again until the daemon answers or ctx ends. An answer that is an
+// error (wrong token, bad settings) ends it too.
+func (c *Client) InitWhenReady(ctx context.Context, r InitRequest) (InitResult, error) {
+	for wait := firstTry; ; wait = min(2*wait, lastTry) {
+		try, cancel := context.WithTimeout(ctx, wait)
+		res, err := c.Init(try, r)
+		cancel()
+		var answered *Error
+		if err == nil || errors.As(err, &answered) && answered.Status < http.StatusInternalServerError {
+			return res, err
+		}
+		select {
+		case <-ctx.Done():
+			return InitResult{}, fmt.Errorf("wait for envd: %w (last: %w)", ctx.Err(), err)
+		case <-time.After(betweenTries):
+		}
+	}
+}
+
+// plain makes a request to one of the daemon's HTTP routes; the caller closes the body of a success.
+func (c *Client) plain(ctx context.Context, method, route string, h http.Header, body io.Reader) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, c.base+route, body)
+	if err != nil {
+		return nil, err
+	}
+	for k, v := range h {
+		req.Header[k] = v
+	}
+	return c.send(req)
+}
+
+func (c *Client) send(req *http.Request) (*http.Response, error) {
+	res, err := c.http.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	if res.StatusCode < 200 || res.StatusCode > 299 {
+		defer func() { _ = res.Body.Close() }()
+		return nil, errorOf(res)
+	}
+	return res, nil
+}
+
+// maxErrorBody bounds how much of an error's body is read, in bytes.
+const maxErrorBody = 4096
+
+func errorOf(res *http.Response) error {
+	raw, _ := io.ReadAll(io.LimitReader(res.Body, maxErrorBody))
+	var body struct {
+		Message string `json:"message"`
+	}
+	if json.Unmarshal(raw, &body) != nil || body.Message == "" {
+		body.Message = strings.TrimSpace(string(raw))
+	}
+	return &Error{Status: res.StatusCode, Message: body.Message}
+}
+
+// as makes the request of an RPC speak for a user; for the default one if user is empty.
+func as[T any](user string, m *T) *connect.Request[T] {
+	req := connect.NewRequest(m)
+	if user != "" {
+		req.Header().Set("Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(user+":")))
+	}
+	return req
+}

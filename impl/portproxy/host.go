@@ -1,0 +1,164 @@
+// Package portproxy carries HTTP and WebSocket traffic from the outside to the ports of sandboxes, byte
+// for byte: at the control plane by host name or headers (NewEdge), at the agent by path (NewHost).
+//
+// The control plane passes a request on to the agent as /proxy/{sandbox}/{port} plus the path as it came;
+// the agent takes that off again and passes it on to the guest's address. Nothing is cleaned, decoded,
+// buffered or repeated on the way.
+package portproxy
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/netip"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+
+	"wrenn/impl/transport"
+)
+
+// HostConfig is what an agent's proxy needs.
+type HostConfig struct {
+	// Lookup returns the address at which the host reaches a running sandbox. Its errors are ErrNotFound
+	// (unknown, gone, paused), ErrTransition, or others, which answer 500. It is called for each request, so it must be fast.
+	Lookup func(ctx context.Context, id string) (netip.Addr, error)
+	// Dial connects to a guest; nil means transport.DialGuest. The connection must be a *net.TCPConn.
+	Dial   func(ctx context.Context, network, addr string) (net.Conn, error)
+	Logger *slog.Logger
+}
+
+// Host is an agent's port proxy. It expects /proxy/{sandbox}/{port}/... and requests that the agent has
+// authenticated.
+type Host struct {
+	cfg    HostConfig
+	mu     sync.Mutex // orders the making of a guest against its eviction
+	guests sync.Map   // sandbox id → *guest
+}
+
+// NewHost returns an agent's proxy. It must not stand behind an http.ServeMux, which would clean the path:
+// use Mount.
+func NewHost(cfg HostConfig) *Host {
+	if cfg.Dial == nil {
+		cfg.Dial = transport.DialGuest
+	}
+	return &Host{cfg: cfg}
+}
+
+// Mount returns a handler that sends every request whose raw path starts with /proxy/ to h and all others
+// to next.
+func (h *Host) Mount(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.RequestURI, pathPrefix) {
+			h.ServeHTTP(w, r)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// EvictProxy resets the sandbox's living connections and forgets everything about it. The agent calls it
+// on destroy, on pause and when a sandbox fails, after Lookup has begun to refuse the sandbox, so that no
+// request can bring it back.
+func (h *Host) EvictProxy(id string) {
+	h.mu.Lock()
+	g, ok := h.guests.LoadAndDelete(id)
+	h.mu.Unlock()
+	if ok {
+		g.(*guest).evict()
+	}
+}
+
+// guest returns the entry of sandbox id at addr, and whether it is new. An entry with another address
+// belongs to a former life and is evicted.
+func (h *Host) guest(id string, addr netip.Addr) (g *guest, fresh bool) {
+	if g, ok := h.guests.Load(id); ok && g.(*guest).addr == addr {
+		return g.(*guest), false
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if old, ok := h.guests.Load(id); ok {
+		if old.(*guest).addr == addr {
+			return old.(*guest), false
+		}
+		old.(*guest).evict()
+	}
+	g = &guest{addr: addr, dial: h.cfg.Dial, conns: map[*guestConn]struct{}{}}
+	g.transport = transport.NewGuestPortTransport(g.dialRetrying)
+	h.guests.Store(id, g)
+	return g, true
+}
+
+// lookup finds the entry of sandbox id. The sandbox may end between the lookup and the making of an entry;
+// asking again afterwards means that either EvictProxy saw the new entry or we see the sandbox's end.
+func (h *Host) lookup(ctx context.Context, id string) (*guest, error) {
+	addr, err := h.cfg.Lookup(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	g, fresh := h.guest(id, addr)
+	if fresh {
+		if _, err := h.cfg.Lookup(ctx, id); err != nil {
+			h.EvictProxy(id)
+			return nil, err
+		}
+	}
+	return g, nil
+}
+
+// ServeHTTP passes one request on to a guest.
+func (h *Host) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	to, _, err := pathRoute(r.RequestURI)
+	if err != nil {
+		writeBadRoute(w, err)
+		return
+	}
+	decoded := strings.TrimPrefix(r.URL.Path, pathPrefix+to.id+"/"+strconv.Itoa(int(to.port)))
+	if to.forbidden(decoded) {
+		answer{SandboxID: to.id, Message: "This route is not public", Code: http.StatusNotFound}.write(w, r)
+		return
+	}
+	g, err := h.lookup(r.Context(), to.id)
+	if err != nil {
+		a := lookupAnswer(to, err)
+		if a.Code == http.StatusInternalServerError {
+			h.cfg.Logger.ErrorContext(r.Context(), "sandbox could not be looked up", "sandbox", to.id, "error", err)
+		}
+		a.write(w, r)
+		return
+	}
+	proxy := g.proxy(to.port, r.Host, func() *httputil.ReverseProxy { return h.newProxy(g, to) })
+	proxy.ServeHTTP(verbatim{w}, r)
+}
+
+func (h *Host) newProxy(g *guest, to route) *httputil.ReverseProxy {
+	base := url.URL{Scheme: "http", Host: netip.AddrPortFrom(g.addr, to.port).String()}
+	return &httputil.ReverseProxy{
+		Transport:     g.transport,
+		FlushInterval: -1, // at once: an event stream's next byte may be hours away
+		ErrorLog:      slog.NewLogLogger(h.cfg.Logger.Handler(), slog.LevelDebug),
+		Rewrite: func(pr *httputil.ProxyRequest) {
+			_, rest, _ := pathRoute(pr.In.RequestURI)
+			dropPrivate(pr.Out.Header)
+			setTarget(pr, base, rest)
+			for _, name := range []string{"X-Forwarded-For", "X-Forwarded-Host"} {
+				if v, ok := pr.In.Header[name]; ok { // from our own control plane: the token says so
+					pr.Out.Header[name] = v
+				}
+			}
+		},
+		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
+			if g.isEvicted() {
+				err = errors.Join(errEvicted, err)
+			} else if errors.Is(err, context.Canceled) {
+				return // the client has gone
+			}
+			h.cfg.Logger.DebugContext(r.Context(), "guest did not answer", "sandbox", to.id, "port", to.port, "error", err)
+			guestAnswer(to, err).write(w, r)
+		},
+	}
+}

@@ -1,0 +1,104 @@
+package portproxy
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	"wrenn/impl/safename"
+)
+
+// route is where a request wants to go.
+type route struct {
+	id   string
+	port uint16
+}
+
+// Headers that name a sandbox and a port where the host name cannot (one base URL for all sandboxes).
+const (
+	headerID   = "E2b-Sandbox-Id"
+	headerPort = "E2b-Sandbox-Port"
+)
+
+// EnvdPort is the guest daemon's port. Its traffic takes the STREAMS plane, since terminals run over it.
+const EnvdPort = 49983
+
+// controlRoutes are the guest daemon's paths that only the agent may use; it talks to the guest directly.
+var controlRoutes = []string{"/init", "/freeze", "/unfreeze", "/collapse", "/fsfreeze", "/fsthaw", "/upgrade"}
+
+// edgeRoute finds the route of a request at the public door: by host name where its first label is
+// {port}-{id}, with anything after a second dash ignored, else by the two headers. The host name wins,
+// because a page served under it must not be able to address another sandbox by a header.
+func edgeRoute(r *http.Request) (route, error) {
+	label := strings.ToLower(r.Host)
+	if i := strings.IndexAny(label, ".:"); i >= 0 {
+		label = label[:i]
+	}
+	if port, rest, ok := strings.Cut(label, "-"); ok && digits(port) {
+		id, _, _ := strings.Cut(rest, "-")
+		return newRoute("host name", id, port)
+	}
+	id, port := r.Header.Get(headerID), r.Header.Get(headerPort)
+	switch {
+	case id == "" && port == "":
+		return route{}, fmt.Errorf("host %.100q must have the form {port}-{sandbox}.{domain}, or the headers %s and %s must say where to go",
+			r.Host, headerID, headerPort)
+	case id == "":
+		return route{}, errors.New("header " + headerID + " is missing")
+	case port == "":
+		return route{}, errors.New("header " + headerPort + " is missing")
+	}
+	return newRoute("header "+headerID, id, port)
+}
+
+// pathPrefix opens every path of the agent's proxy.
+const pathPrefix = "/proxy/"
+
+// pathRoute takes /proxy/{id}/{port} off target, a request target as it came over the wire, and returns
+// what follows it, byte for byte.
+func pathRoute(target string) (to route, rest string, err error) {
+	after, ok := strings.CutPrefix(target, pathPrefix)
+	if !ok {
+		return route{}, "", fmt.Errorf("path must start with %s{sandbox}/{port}", pathPrefix)
+	}
+	end := strings.IndexByte(after, '?')
+	if end < 0 {
+		end = len(after)
+	}
+	id, portEtc, ok := strings.Cut(after[:end], "/")
+	if !ok {
+		return route{}, "", fmt.Errorf("path must start with %s{sandbox}/{port}", pathPrefix)
+	}
+	port, _, _ := strings.Cut(portEtc, "/")
+	to, err = newRoute("path", id, port)
+	rest = after[len(id)+1+len(port):]
+	if !strings.HasPrefix(rest, "/") {
+		rest = "/" + rest
+	}
+	return to, rest, err
+}
+
+func newRoute(source, id, port string) (route, error) {
+	if err := safename.CheckSandboxID(source, id); err != nil {
+		return route{}, err
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil || n == 0 || !digits(port) {
+		return route{}, fmt.Errorf("%s: port %.20q must be a number from 1 to 65535", source, port)
+	}
+	return route{id: id, port: uint16(n)}, nil
+}
+
+func digits(s string) bool {
+	return s != "" && strings.Trim(s, "0123456789") == ""
+}
+
+// forbidden says whether decoded, a decoded URL path, leads to one of the guest daemon's control routes
+// once it is cleaned as a server would clean it.
+func (to route) forbidden(decoded string) bool {
+	return to.port == EnvdPort && slices.Contains(controlRoutes, path.Clean("/"+decoded))
+}

@@ -1,0 +1,195 @@
+package qemu
+
+import (
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// startTimeout bounds QEMU's own start, up to its control connection: 50 ms idle, seconds under load.
+const startTimeout = 15 * time.Second
+
+// guest is a QEMU process with its control connection.
+type guest struct {
+	qmp    *qmp
+	cmd    *exec.Cmd
+	stderr *lastLines
+	exited chan struct{}
+	err    error // of Wait, once exited is closed
+
+	swaps map[string]int // how often each drive's backing file was exchanged
+
+	mu       sync.Mutex
+	shutdown string // the reason of the SHUTDOWN event, if one came
+}
+
+// startGuest starts QEMU stopped, greets it and lets the CPUs run.
+func startGuest(m *machine) (*guest, error) {
+	ours, files, err := inherited(m)
+	if err != nil {
+		return nil, err
+	}
+	// QEMU has copies of its own; the TAPs stay open here, so that nobody else attaches to them.
+	defer func() {
+		for _, f := range files[:fdFirstTAP-fdQMP] {
+			_ = f.Close()
+		}
+	}()
+	argv := m.argv()
+	g := &guest{stderr: &lastLines{}, exited: make(chan struct{}), swaps: map[string]int{}}
+	g.cmd = exec.Command(argv[0], argv[1:]...)
+	g.cmd.Stdin, g.cmd.Stdout, g.cmd.Stderr = m.cfg.Stdin, m.cfg.Stdout, g.stderr
+	g.cmd.ExtraFiles = files
+	// Whatever happens to us, SIGKILL included, QEMU does not outlive us.
+	g.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := g.spawn(); err != nil {
+		return nil, errors.Join(fmt.Errorf("start %s: %w", m.cfg.QEMU, err), ours.Close())
+	}
+	if err := g.greet(ours); err != nil {
+		g.kill()
+		return nil, fmt.Errorf("%w; qemu says: %s", err, g.stderr)
+	}
+	return g, nil
+}
+
+func (g *guest) greet(conn net.Conn) error {
+	q, err := newQMP(conn, startTimeout, g.onEvent)
+	if err != nil {
+		return err
+	}
+	g.qmp = q
+	return q.do("cont", nil, nil)
+}
+
+// inherited makes the files that QEMU gets by number, see fdQMP, and our end of the control connection.
+func inherited(m *machine) (net.Conn, []*os.File, error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make the control connection: %w", err)
+	}
+	local, remote := os.NewFile(uintptr(pair[0]), "qmp"), os.NewFile(uintptr(pair[1]), "qmp")
+	conn, err := net.FileConn(local)
+	err = errors.Join(err, local.Close())
+	if err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("make the control connection: %w", err), remote.Close())
+	}
+	fd, err := unix.MemfdCreate("guest-memory", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("make the guest's memory: %w", err), conn.Close(), remote.Close())
+	}
+	memory := os.NewFile(uintptr(fd), "guest-memory")
+	if err := memory.Truncate(int64(m.machine.MemSizeMiB) << 20); err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("size the guest's memory: %w", err), conn.Close(), remote.Close(), memory.Close())
+	}
+	files := []*os.File{remote, memory}
+	for _, n := range m.nics {
+		files = append(files, m.taps[n.IfaceID])
+	}
+	return conn, files, nil
+}
+
+// spawn starts QEMU from a thread of its own. The kernel ties the parent-death signal to the thread that
+// forked, not to the process, so that thread has to live as long as QEMU does.
+func (g *guest) spawn() error {
+	started := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
+		err := g.cmd.Start()
+		started <- err
+		if err != nil {
+			return
+		}
+		g.err = g.cmd.Wait()
+		close(g.exited)
+	}()
+	return <-started
+}
+
+// kill ends QEMU and waits for it.
+func (g *guest) kill() {
+	_ = g.cmd.Process.Kill() // an error says that it is gone already
+	<-g.exited
+	if g.qmp != nil {
+		g.qmp.close()
+	}
+}
+
+func (g *guest) onEvent(name string, data json.RawMessage) {
+	if name != "SHUTDOWN" {
+		return
+	}
+	var d struct {
+		Reason string `json:"reason"`
+	}
+	if json.Unmarshal(data, &d) != nil || d.Reason == "" {
+		d.Reason = "unknown"
+	}
+	g.mu.Lock()
+	g.shutdown = d.Reason
+	g.mu.Unlock()
+}
+
+// exitCode is what Firecracker would exit with: 0 when the guest ended by itself, 1 when the VMM broke.
+func (g *guest) exitCode() int {
+	if g.err == nil {
+		return 0
+	}
+	return 1
+}
+
+// ctrlAltDel presses the keys on the guest's keyboard.
+func (g *guest) ctrlAltDel() error {
+	key := func(code string) object { return object{"type": "qcode", "data": code} }
+	keys := object{"keys": []object{key("ctrl"), key("alt"), key("delete")}}
+	if err := g.qmp.do("send-key", keys, nil); err != nil {
+		return faultf("Internal VMM error: %s", err)
+	}
+	return nil
+}
+
+// randomMAC is a locally administered unicast address.
+func randomMAC() string {
+	var b [6]byte
+	_, _ = rand.Read(b[:]) // never fails, by its contract
+	b[0] = b[0]&^1 | 2
+	return net.HardwareAddr(b[:]).String()
+}
+
+// lastLines keeps the end of what QEMU prints on stderr, and passes it on to ours.
+type lastLines struct {
+	mu   sync.Mutex
+	text []byte
+}
+
+// keptStderr bounds what an error quotes of QEMU's stderr, in bytes.
+const keptStderr = 2048
+
+func (l *lastLines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	l.text = append(l.text, p...)
+	if over := len(l.text) - keptStderr; over > 0 {
+		l.text = l.text[over:]
+	}
+	l.mu.Unlock()
+	return os.Stderr.Write(p)
+}
+
+func (l *lastLines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.text) == 0 {
+		return "(nothing)"
+	}
+	return strings.TrimSpace(string(l.text))
+}

@@ -1,0 +1,180 @@
+package qemu
+
+import (
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// shaper enforces the bandwidth limits of network interfaces with traffic control on the TAP, since QEMU
+// has none. What the guest receives leaves the host by the TAP: a token bucket filter at its root. What
+// the guest sends enters by it: the ingress hook redirects every packet to an intermediate device (ifb),
+// where the same filter stands. All of it lives in the network namespace of the process. One-time
+// bursts and limits on operations have no counterpart and are not enforced.
+type shaper struct {
+	ifbs map[string]bool // names of the ifb devices that were made
+}
+
+// queueTime is how long a packet may wait for tokens before it is dropped. 50 ms is what a guest's own
+// virtio queue of 256 frames holds at 50 Mbit/s.
+const queueTime = 50 * time.Millisecond
+
+// minQueue is the least room of the queue, in bytes: four unsegmented frames of 64 KiB.
+const minQueue = 256 << 10
+
+// apply sets, changes or lifts the limits of the given interfaces.
+func (s *shaper) apply(nics []nic) error {
+	for _, n := range nics {
+		if err := s.applyOne(n); err != nil {
+			return fmt.Errorf("%s: %w", n.HostDevName, err)
+		}
+	}
+	return nil
+}
+
+func (s *shaper) applyOne(n nic) error {
+	tap, err := netlink.LinkByName(n.HostDevName)
+	if err != nil {
+		return fmt.Errorf("find the device: %w", err)
+	}
+	if err := setBucket(tap, bandwidth(n.RxRateLimiter)); err != nil {
+		return fmt.Errorf("limit what the guest receives: %w", err)
+	}
+	if err := s.limitIngress(tap, bandwidth(n.TxRateLimiter)); err != nil {
+		return fmt.Errorf("limit what the guest sends: %w", err)
+	}
+	return nil
+}
+
+func bandwidth(l *rateLimiter) *tokenBucket {
+	if l == nil {
+		return nil
+	}
+	return l.Bandwidth
+}
+
+// setBucket puts a token bucket filter at link's root, or takes it away where b limits nothing.
+func setBucket(link netlink.Link, b *tokenBucket) error {
+	attrs := netlink.QdiscAttrs{LinkIndex: link.Attrs().Index, Handle: netlink.MakeHandle(1, 0), Parent: netlink.HANDLE_ROOT}
+	if !b.limits() {
+		err := netlink.QdiscDel(&netlink.Tbf{QdiscAttrs: attrs})
+		// Without a filter of ours there is nothing to take away.
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) {
+			return nil
+		}
+		return err
+	}
+	rate := max(b.perSecond(), 1)
+	// A frame larger than the bucket would never pass; 64 KiB is the largest a guest can send.
+	burst := max(b.Size, 64<<10)
+	queue := max(uint64(queueTime.Seconds()*float64(rate)), minQueue)
+	return netlink.QdiscReplace(&netlink.Tbf{
+		QdiscAttrs: attrs,
+		Rate:       rate,
+		Buffer:     uint32(min(netlinkTicks(rate, burst), 1<<32-1)),
+		Limit:      uint32(min(queue, 1<<32-1)),
+	})
+}
+
+// netlinkTicks is how long burst bytes take at rate bytes per second, in the kernel's scheduling ticks of
+// 64 ns, which is how a filter's bucket is given.
+func netlinkTicks(rate, burst uint64) uint64 {
+	const tick = 64e-9
+	return uint64(float64(burst) / float64(rate) / tick)
+}
+
+// limitIngress builds TAP ingress → redirect → ifb with a bucket, or removes it.
+func (s *shaper) limitIngress(tap netlink.Link, b *tokenBucket) error {
+	name := ifbName(tap.Attrs().Name)
+	if !b.limits() {
+		if !s.ifbs[name] {
+			return nil
+		}
+		return s.removeIFB(name)
+	}
+	ifb, err := netlink.LinkByName(name)
+	var missing netlink.LinkNotFoundError
+	if errors.As(err, &missing) {
+		ifb = &netlink.Ifb{LinkAttrs: netlink.LinkAttrs{Name: name, TxQLen: 1000}}
+		if err := netlink.LinkAdd(ifb); err != nil {
+			return fmt.Errorf("add %s: %w", name, err)
+		}
+	} else if err != nil {
+		return fmt.Errorf("find %s: %w", name, err)
+	}
+	if s.ifbs == nil {
+		s.ifbs = map[string]bool{}
+	}
+	s.ifbs[name] = true
+	if err := netlink.LinkSetUp(ifb); err != nil {
+		return fmt.Errorf("bring up %s: %w", name, err)
+	}
+	if err := setBucket(ifb, b); err != nil {
+		return fmt.Errorf("set the bucket of %s: %w", name, err)
+	}
+	return redirect(tap, ifb)
+}
+
+// redirect sends everything that enters by tap to ifb.
+func redirect(tap, ifb netlink.Link) error {
+	ingress := &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: tap.Attrs().Index,
+		Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_INGRESS}}
+	if err := netlink.QdiscAdd(ingress); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("add the ingress hook: %w", err)
+	}
+	everything := &netlink.U32{
+		FilterAttrs: netlink.FilterAttrs{LinkIndex: tap.Attrs().Index, Parent: ingress.Handle,
+			Priority: 1, Protocol: unix.ETH_P_ALL},
+		Actions: []netlink.Action{netlink.NewMirredAction(ifb.Attrs().Index)},
+	}
+	filters, err := netlink.FilterList(tap, ingress.Handle)
+	if err != nil {
+		return fmt.Errorf("list the ingress filters: %w", err)
+	}
+	if len(filters) > 0 {
+		return nil // only the rate changes
+	}
+	if err := netlink.FilterAdd(everything); err != nil {
+		return fmt.Errorf("redirect to %s: %w", ifb.Attrs().Name, err)
+	}
+	return nil
+}
+
+// remove takes away the intermediate devices; what stands on the TAP goes with the TAP.
+func (s *shaper) remove() error {
+	var errs []error
+	for name := range s.ifbs {
+		errs = append(errs, s.removeIFB(name))
+	}
+	return errors.Join(errs...)
+}
+
+func (s *shaper) removeIFB(name string) error {
+	delete(s.ifbs, name)
+	ifb, err := netlink.LinkByName(name)
+	var missing netlink.LinkNotFoundError
+	if errors.As(err, &missing) {
+		return nil
+	}
+	if err == nil {
+		err = netlink.LinkDel(ifb)
+	}
+	if err != nil {
+		return fmt.Errorf("remove %s: %w", name, err)
+	}
+	return nil
+}
+
+// ifbName derives a name of at most 15 bytes, which is all that an interface may have.
+func ifbName(tap string) string {
+	if len(tap) <= 11 {
+		return "ifb-" + tap
+	}
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(tap)) // a hash's Write never fails
+	return fmt.Sprintf("ifb-%08x", h.Sum32())
+}
