@@ -70,8 +70,8 @@ var rules = []rule{
 	// Clients and programs.
 	{"impl/apiclient", nil, "speaks the public REST and nothing else"},
 	{"impl/cli", []string{
-		"impl/agent", "impl/agentclient", "impl/controlplane", "impl/apiclient", "impl/envdclient", "impl/transport",
-		"impl/rootfs", "impl/internal/...",
+		"impl/agent", "impl/agentclient", "impl/controlplane", "impl/store", "impl/apiclient", "impl/envdclient",
+		"impl/transport", "impl/rootfs", "impl/internal/...",
 	}, "`wrenn up` is agent and control plane in one process"},
 	{"impl/cmd/wrenn", []string{"impl/cli"}, "flags to Run"},
 	{"impl/cmd/wrenn-cp", []string{"impl/controlplane", "impl/agentclient"}, "flags to Run"},

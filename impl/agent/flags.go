@@ -15,7 +15,7 @@ func (c *Config) Flags(f *pflag.FlagSet) {
 	f.StringVar(&c.Listen, "agent-listen", DefaultListen, "address of the agent's RPC and proxy server")
 	f.StringVar(&c.ImageDir, "image-dir", defaultImageDir(), "what `make image` built")
 	f.StringVar(&c.VMM, "vmm", "", "firecracker, qemu-kvm or qemu-tcg (default: the first that boots a guest)")
-	f.StringVar(&c.Firecracker, "firecracker", envOr("FIRECRACKER_BIN", "firecracker"), "the firecracker program (FIRECRACKER_BIN)")
+	f.StringVar(&c.Firecracker, "firecracker", envOr("FIRECRACKER_BIN", beside("firecracker")), "the firecracker program (FIRECRACKER_BIN)")
 	f.StringVar(&c.FirecrackerQEMU, "firecracker-qemu", beside("firecracker-qemu"), "its stand-in on QEMU")
 	f.IntVar(&c.MemoryMiB, "memory", 0, "MiB that all guests together may have (default 85 % of the host's)")
 	f.IntVar(&c.ReadyDisks, "ready-disks", 2, "disk copies kept ready per template")

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -127,7 +128,7 @@ func (c *Client) List(ctx context.Context, metadata map[string]string) ([]Detail
 	if len(metadata) > 0 {
 		pairs := url.Values{}
 		for k, v := range metadata {
-			pairs.Set(url.QueryEscape(k), url.QueryEscape(v))
+			pairs.Set(component(k), component(v))
 		}
 		query.Set("metadata", pairs.Encode())
 	}
@@ -146,6 +147,10 @@ func (c *Client) List(ctx context.Context, metadata map[string]string) ([]Detail
 		query.Set("nextToken", next)
 	}
 }
+
+// component escapes as JavaScript's encodeURIComponent does, with %20 and not + for a space: the contract
+// encodes each key and value so before the whole is encoded as a query, and again in the URL.
+func component(s string) string { return strings.ReplaceAll(url.QueryEscape(s), "+", "%20") }
 
 // Kill ends a sandbox; IsNotFound tells that there was none.
 func (c *Client) Kill(ctx context.Context, id string) error {

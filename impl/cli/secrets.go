@@ -9,8 +9,8 @@ import (
 	"io/fs"
 	"os"
 
-	"wrenn/impl/controlplane"
 	"wrenn/impl/internal/atomicfile"
+	"wrenn/impl/store"
 )
 
 // secrets are made at the first `wrenn up` in a directory and stay the same, so that keys handed out and
@@ -38,7 +38,7 @@ func loadSecrets(path string) (secrets, error) {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return s, fmt.Errorf("read secrets: %w", err)
 	}
-	s = secrets{APIKey: controlplane.NewAPIKey(), TokenSecret: random(), AgentToken: hex.EncodeToString(random())}
+	s = secrets{APIKey: store.NewAPIKey(), TokenSecret: random(), AgentToken: hex.EncodeToString(random())}
 	if data, err = json.MarshalIndent(s, "", "\t"); err != nil {
 		return s, fmt.Errorf("encode secrets: %w", err)
 	}

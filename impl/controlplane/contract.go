@@ -180,8 +180,9 @@ func explain(err error) string {
 		}
 	}
 	var schema *openapi3.SchemaError
-	if errors.As(err, &schema) {
-		if path := strings.Join(schema.JSONPointer(), "."); path != "" {
+	if request != nil && errors.As(err, &schema) {
+		// A field of a body is named by itself; of a parameter, the parameter's name says enough.
+		if path := strings.Join(schema.JSONPointer(), "."); path != "" && request.Parameter == nil {
 			field = path
 		}
 		reason = schema.Reason

@@ -193,3 +193,6 @@ func eventually(t *testing.T, what string, ok func() bool) {
 		}
 	}
 }
+
+// logger returns a logger that writes to the test's output.
+func (p *plane) logger() *slog.Logger { return slog.New(slog.NewTextHandler(p.t.Output(), nil)) }

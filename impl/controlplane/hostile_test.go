@@ -39,7 +39,14 @@ func operationsWith(t *testing.T, param string) (calls [][2]string) {
 func TestV02_HostileSandboxIDsAreRefusedEverywhere(t *testing.T) {
 	p, a := startWithAgent(t)
 	var asked []string
-	a.with(func() { a.before = func(call, id string) error { asked = append(asked, call+" "+id); return nil } })
+	a.with(func() {
+		a.before = func(call, id string) error {
+			if call != "list" { // reconciling asks by itself
+				asked = append(asked, call+" "+id)
+			}
+			return nil
+		}
+	})
 	names := append([]string{"UPPER", "a-b", "a.b", strings.Repeat("a", 33)}, hostileNames...)
 	for _, call := range operationsWith(t, "sandboxID") {
 		for _, name := range names {
@@ -60,7 +67,14 @@ func TestV02_HostileSandboxIDsAreRefusedEverywhere(t *testing.T) {
 func TestV01_HostileTemplateNamesAreRefusedEverywhere(t *testing.T) {
 	p, a := startWithAgent(t)
 	var asked []string
-	a.with(func() { a.before = func(call, id string) error { asked = append(asked, call); return nil } })
+	a.with(func() {
+		a.before = func(call, _ string) error {
+			if call != "list" { // reconciling asks by itself
+				asked = append(asked, call)
+			}
+			return nil
+		}
+	})
 	for _, name := range append([]string{"", ":", "base:", "base:../x", "base:a b", ":default", "a:b:c"}, hostileNames...) {
 		for _, path := range []string{"/sandboxes", "/v2/sandboxes"} {
 			message := p.do("POST", path, map[string]any{"templateID": name}).refused(t, http.StatusBadRequest)

@@ -1,6 +1,7 @@
 package envd
 
 import (
+	"math"
 	"net/http"
 
 	"connectrpc.com/connect"
@@ -32,9 +33,10 @@ func (d *daemon) routes() http.Handler {
 	open("POST /init", d.postInit)
 	locked("GET /metrics", http.HandlerFunc(d.getMetrics))
 	locked("GET /envs", http.HandlerFunc(d.getEnvs))
-	opts := []connect.HandlerOption{connect.WithReadMaxBytes(maxMessage), connect.WithCompressMinBytes(compressFrom)}
-	locked(processconnect.NewProcessHandler(process.NewHandler(d.processes, d.settings), opts...))
-	locked(filesystemconnect.NewFilesystemHandler(d.tree, opts...))
+	bounded := connect.WithReadMaxBytes(maxMessage)
+	// Output is not compressed: it would cost the guest's processor and every keystroke's echo some time.
+	locked(processconnect.NewProcessHandler(process.NewHandler(d.processes, d.settings), bounded, connect.WithCompressMinBytes(math.MaxInt)))
+	locked(filesystemconnect.NewFilesystemHandler(d.tree, bounded, connect.WithCompressMinBytes(compressFrom)))
 	// These two check a token or a signature themselves.
 	open("GET /files", d.files.Get)
 	open("POST /files", d.files.Post)

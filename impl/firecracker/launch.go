@@ -121,7 +121,12 @@ func start(argv, env []string, console *os.File) (*Process, error) {
 		err = unix.SetNonblock(pidfd, true)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("watch vmm %v: %w", argv, err), cmd.Process.Kill(), cmd.Wait())
+		if pidfd >= 0 {
+			_ = unix.Close(pidfd) // the error below is the one to tell
+		}
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		return nil, fmt.Errorf("watch vmm %v: %w", argv, err)
 	}
 	return watch(id, pidfd, cmd), nil
 }

@@ -46,7 +46,7 @@ var probeLine = regexp.MustCompile(`WRENN-PROBE-OK (\S+)`)
 
 // Probe finds out whether a VMM works on this machine by booting a guest: that /dev/kvm can be opened
 // proves nothing. A verdict is kept for the same kernel, initramfs, VMM, environment and timeout until
-// the host is rebooted, so that the next start takes milliseconds. An error means that the probe itself
+// the host is rebooted (a failure for an hour), so that the next start takes milliseconds. An error means that the probe itself
 // could not be made; that the guest did not boot is a Verdict.
 func Probe(ctx context.Context, cfg ProbeConfig) (Verdict, error) {
 	if cfg.Timeout == 0 {
@@ -147,14 +147,28 @@ func awaitProbeLine(ctx context.Context, p *Process, console string) (release st
 	}
 }
 
-// key names a verdict: it changes with the files (by inode, size and time), the settings and the boot.
+// failureAge is how long a failure is believed: a machine may just have been too busy.
+const failureAge = time.Hour
+
+// kept is a verdict on disk. One file per VMM and environment, so that the directory does not grow.
+type kept struct {
+	Key     string    `json:"key"`
+	At      time.Time `json:"at"`
+	Verdict Verdict   `json:"verdict"`
+}
+
+func (cfg ProbeConfig) file() string {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%q %q", cfg.Binary, cfg.Env))
+	return filepath.Join(cfg.CacheDir, hex.EncodeToString(sum[:8])+".json")
+}
+
+// key is what a verdict holds for: the files (by inode, size and time), the timeout and the host's boot.
 func (cfg ProbeConfig) key() (string, error) {
 	boot, err := bootID()
 	if err != nil {
 		return "", err
 	}
-	h := sha256.New()
-	fmt.Fprintf(h, "%s %q %s\n", boot, cfg.Env, cfg.Timeout)
+	key := fmt.Sprintf("boot %s timeout %s", boot, cfg.Timeout)
 	for _, path := range []string{cfg.Binary, cfg.Kernel, cfg.Initramfs} {
 		info, err := os.Stat(path)
 		if err != nil {
@@ -164,23 +178,26 @@ func (cfg ProbeConfig) key() (string, error) {
 		if st, ok := info.Sys().(*syscall.Stat_t); ok {
 			inode = st.Ino
 		}
-		fmt.Fprintf(h, "%q %d %d %d\n", path, inode, info.Size(), info.ModTime().UnixNano())
+		key += fmt.Sprintf(" %q %d %d %d", path, inode, info.Size(), info.ModTime().UnixNano())
 	}
-	return hex.EncodeToString(h.Sum(nil)), nil
+	return key, nil
 }
 
-// recall reads a kept verdict; what is missing or unreadable is probed again.
+// recall reads a kept verdict; what is missing, unreadable or out of date is probed again.
 func (cfg ProbeConfig) recall(key string) (Verdict, bool) {
 	if cfg.CacheDir == "" {
 		return Verdict{}, false
 	}
-	var v Verdict
-	raw, err := os.ReadFile(filepath.Join(cfg.CacheDir, key))
-	if err != nil || json.Unmarshal(raw, &v) != nil {
+	var k kept
+	raw, err := os.ReadFile(cfg.file())
+	if err != nil || json.Unmarshal(raw, &k) != nil || k.Key != key {
 		return Verdict{}, false
 	}
-	v.Cached = true
-	return v, true
+	if !k.Verdict.OK && time.Since(k.At) > failureAge {
+		return Verdict{}, false
+	}
+	k.Verdict.Cached = true
+	return k.Verdict, true
 }
 
 // remember writes a verdict beside and renames it, so that no reader sees half of it.
@@ -188,7 +205,7 @@ func (cfg ProbeConfig) remember(key string, v Verdict) error {
 	if cfg.CacheDir == "" {
 		return nil
 	}
-	raw, err := json.Marshal(v)
+	raw, err := json.Marshal(kept{Key: key, At: time.Now(), Verdict: v})
 	if err != nil {
 		return err
 	}
@@ -201,7 +218,7 @@ func (cfg ProbeConfig) remember(key string, v Verdict) error {
 	}
 	_, err = f.Write(raw)
 	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), filepath.Join(cfg.CacheDir, key))
+		err = os.Rename(f.Name(), cfg.file())
 	}
 	if err != nil {
 		return errors.Join(err, os.Remove(f.Name()))

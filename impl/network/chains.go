@@ -49,7 +49,7 @@ func (h *Host) chains() []chain {
 			from + " -j DROP",
 		}},
 		{table: "nat", name: "WRENN-POSTROUTING", hook: "POSTROUTING", rules: []string{
-			
+			"-s " + LinkRange.String() + " ! " + to + " -j MASQUERADE",
 		}},
 	}
 }

@@ -68,8 +68,9 @@ func (s *site) removeVeth() error {
 	return nil
 }
 
-// addressVeth readies the host's end. Reverse path filtering drops what claims to come from another
-// slot; IPv6 goes off before the link is up, so it never has a link-local address.
+// addressVeth readies the host's end. Should the namespace's own rule fail, reverse path filtering
+// drops what claims to come from another slot (unless the host's setting for all links is 2, loose,
+// which wins over a link's 1). IPv6 goes off before the link is up, so it never has a link-local address.
 func (s *site) addressVeth() error {
 	name := s.slot.Veth()
 	if err := writeSetting("/proc/sys/net/ipv4/conf/"+name+"/rp_filter", "1"); err != nil {

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -161,6 +162,8 @@ func serveEcho(tb testing.TB, ns *netns.Handle, addr string) {
 		listener, err = net.Listen("tcp4", addr)
 		return err
 	}))
+	// A client's last packets may be lost with its network, so the end of the test ends the servers.
+	ended, end := context.WithCancel(context.Background())
 	var open sync.WaitGroup
 	open.Go(func() {
 		for {
@@ -170,14 +173,14 @@ func serveEcho(tb testing.TB, ns *netns.Handle, addr string) {
 			}
 			open.Go(func() {
 				defer conn.Close()
-				conn.SetDeadline(time.Now().Add(patience))
+				defer context.AfterFunc(ended, func() { conn.Close() })()
 				host, _, _ := net.SplitHostPort(conn.RemoteAddr().String())
 				fmt.Fprintln(conn, host)
 				io.Copy(conn, conn)
 			})
 		}
 	})
-	tb.Cleanup(func() { listener.Close(); open.Wait() })
+	tb.Cleanup(func() { listener.Close(); end(); open.Wait() })
 }
 
 // echo connects from ns to addr and has 256 KiB echoed; it returns the address that the server saw.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"sync"
 	"testing"
 	"time"
 
@@ -25,19 +26,31 @@ func assertReaches(t *testing.T, from *netns.Handle, ip, seenAs string) {
 	}
 }
 
-func assertBarred(t *testing.T, from *netns.Handle, addr string) {
+// assertBarred tries all at once, for each that is dropped in silence costs a wait.
+func assertBarred(t *testing.T, from *netns.Handle, addrs ...string) {
 	t.Helper()
-	seen, err := echo(from, addr, refusal)
-	assert.Error(t, err, "%s was reached, and saw %s", addr, seen)
+	var tries sync.WaitGroup
+	for _, addr := range addrs {
+		tries.Go(func() {
+			seen, err := echo(from, addr, refusal)
+			assert.Error(t, err, "%s was reached, and saw %s", addr, seen)
+		})
+	}
+	tries.Wait()
 }
 
-func at(ip any) string {
-	switch ip := ip.(type) {
-	case netip.Addr:
-		return net.JoinHostPort(ip.String(), echoPort)
-	default:
-		return net.JoinHostPort(ip.(string), echoPort)
+// at is the echo server on each address.
+func at(ips ...string) []string {
+	var addrs []string
+	for _, ip := range ips {
+		addrs = append(addrs, net.JoinHostPort(ip, echoPort))
 	}
+	return addrs
+}
+
+// all are the addresses of a slot outside its namespace and in it.
+func all(s Slot) []string {
+	return []string{s.HostIP().String(), s.VethIP().String(), s.VpeerIP().String()}
 }
 
 func TestN08_N09_WhatASandboxReaches(t *testing.T) {
@@ -63,35 +76,44 @@ func TestN08_N09_WhatASandboxReaches(t *testing.T) {
 			t.Run("guest to the resolver, port 53 alone", func(t *testing.T) {
 				_, err := echo(guestA, resolverIP+":53", patience)
 				require.NoError(t, err)
-				assertBarred(t, guestA, at(resolverIP))
+				assertBarred(t, guestA, at(resolverIP)...)
 				got := received(t, outside, resolverIP+":53", func() {
 					sendAs(t, guestA, "eth0", GuestIP, resolverIP+":53", "query")
 				})
 				assert.Equal(t, []string{"query from " + hostUplink}, got)
 			})
 			t.Run("guest to guest", func(t *testing.T) {
-				for _, ip := range []netip.Addr{b.HostIP(), b.VethIP(), b.VpeerIP(), a.HostIP()} {
-					assertBarred(t, guestA, at(ip))
-				}
-				assertBarred(t, guestB, at(a.HostIP()))
+				assertBarred(t, guestA, at(all(b)...)...)
+				assertBarred(t, guestB, at(all(a)...)...)
 			})
 			t.Run("guest to the host", func(t *testing.T) {
 				assertReaches(t, outside, hostUplink, outsideUplink)
-				for _, ip := range []string{hostUplink, a.VethIP().String(), a.VpeerIP().String(), TapIP} {
-					assertBarred(t, guestA, at(ip))
-				}
+				assertBarred(t, guestA, at(append(all(a), hostUplink)...)...)
+			})
+			t.Run("guest to its namespace", func(t *testing.T) {
+				inner, err := netns.Open(a.Netns())
+				require.NoError(t, err)
+				defer inner.Close()
+				serveEcho(t, inner, "0.0.0.0:"+echoPort)
+				assertReaches(t, nil, a.VpeerIP().String(), a.VethIP().String())
+				assertBarred(t, guestA, at(TapIP, a.VpeerIP().String())...)
 			})
 			t.Run("guest to private ranges and metadata", func(t *testing.T) {
 				for _, ip := range forbidden {
 					assertReaches(t, nil, ip, "")
-					assertBarred(t, guestA, at(ip))
 				}
+				assertBarred(t, guestA, at(forbidden...)...)
 			})
 			t.Run("outside to guest", func(t *testing.T) {
 				shell(t, "ip -n outside route add 10.0.0.0/8 via "+hostUplink)
 				defer shell(t, "ip -n outside route del 10.0.0.0/8")
-				assertBarred(t, outside, at(a.HostIP()))
-				assertBarred(t, outside, at(a.VpeerIP()))
+				assertBarred(t, outside, at(a.HostIP().String(), a.VpeerIP().String())...)
+				datagram := a.HostIP().String() + ":99"
+				got := received(t, guestA, ":99", func() {
+					sendAs(t, outside, "eth0", outsideUplink, datagram, "from outside")
+					sendAs(t, nil, "uplink", hostUplink, datagram, "from the host")
+				})
+				assert.Equal(t, []string{"from the host from " + hostUplink}, got)
 			})
 		})
 	}
@@ -108,7 +130,7 @@ func TestN08_AResolverOnTheHostIsOpenOnPort53Alone(t *testing.T) {
 	guest := newSandbox(t, h, 3, Policy{AllowInternet: true})
 	_, err := echo(guest, hostUplink+":53", patience)
 	require.NoError(t, err)
-	assertBarred(t, guest, at(hostUplink))
+	assertBarred(t, guest, at(hostUplink)...)
 	require.NoError(t, h.SetPolicy(t.Context(), 3, Policy{}))
 	assertBarred(t, guest, hostUplink+":53")
 }
@@ -129,7 +151,7 @@ func TestN09_RefusalComesAtOnce(t *testing.T) {
 	newOutside(t)
 	guest := newSandbox(t, h, 5, Policy{})
 	start := time.Now()
-	_, err := echo(guest, at(publicServer), patience)
+	_, err := echo(guest, at(publicServer)[0], patience)
 	require.Error(t, err)
 	assert.Less(t, time.Since(start), patience/2, "the guest waited for a timeout: %v", err)
 }
@@ -142,12 +164,12 @@ func TestN09_PublishedPortOfTheHostIsNoWayIn(t *testing.T) {
 	rule := "PREROUTING -d " + published + " -p tcp -j DNAT --to-destination " + forbidden[0]
 	shell(t, "ip addr add "+published+"/32 dev uplink; iptables -w -t nat -A "+rule)
 	t.Cleanup(func() { shell(t, "iptables -w -t nat -D "+rule) })
-	assertBarred(t, guest, at(published))
+	assertBarred(t, guest, at(published)...)
 
 	shell(t, "iptables -w -D WRENN-FORWARD -i wrenn-veth+ -m conntrack --ctstate DNAT -j DROP")
 	assertReaches(t, guest, published, hostUplink)
 	require.NoError(t, h.Setup(t.Context()))
-	assertBarred(t, guest, at(published))
+	assertBarred(t, guest, at(published)...)
 }
 
 func TestN09_PolicyAtCreateAndAtRunTime(t *testing.T) {
@@ -161,7 +183,7 @@ func TestN09_PolicyAtCreateAndAtRunTime(t *testing.T) {
 	}
 	guest := newSandbox(t, h, 9, Policy{})
 	newSandbox(t, h, 10, Policy{AllowInternet: true})
-	all := append([]string{publicServer}, forbidden...)
+	servers := append([]string{publicServer}, forbidden...)
 	for _, tc := range []struct {
 		name   string
 		policy Policy
@@ -184,16 +206,15 @@ func TestN09_PolicyAtCreateAndAtRunTime(t *testing.T) {
 			for _, ip := range tc.opens {
 				open[ip] = true
 			}
-			for _, ip := range all {
+			barred := append(all(10), hostUplink)
+			for _, ip := range servers {
 				if open[ip] {
 					assertReaches(t, guest, ip, hostUplink)
 				} else {
-					assertBarred(t, guest, at(ip))
+					barred = append(barred, ip)
 				}
 			}
-			for _, ip := range []string{hostUplink, Slot(10).HostIP().String(), Slot(10).VpeerIP().String(), Slot(10).VethIP().String()} {
-				assertBarred(t, guest, at(ip))
-			}
+			assertBarred(t, guest, at(barred...)...)
 			assertReaches(t, nil, Slot(9).HostIP().String(), "")
 		})
 	}
@@ -205,7 +226,7 @@ func TestN09_PolicyStopsConnectionsThatAreOpen(t *testing.T) {
 	guest := newSandbox(t, h, 9, Policy{AllowInternet: true})
 	var conn net.Conn
 	require.NoError(t, guest.Do(func() (err error) {
-		conn, err = net.DialTimeout("tcp4", at(publicServer), patience)
+		conn, err = net.DialTimeout("tcp4", at(publicServer)[0], patience)
 		return err
 	}))
 	defer conn.Close()
@@ -255,7 +276,7 @@ func received(t *testing.T, ns *netns.Handle, addr string, send func()) []string
 // sendAs sends one datagram from ns with the source address, after giving ns that address.
 func sendAs(t *testing.T, ns *netns.Handle, link, source, to, payload string) {
 	t.Helper()
-	require.NoError(t, ns.Do(func() error {
+	require.NoError(t, in(ns, func() error {
 		dev, err := netlink.LinkByName(link)
 		if err != nil {
 			return err
@@ -293,19 +314,44 @@ func TestN09_SpoofedSourcesPassNowhere(t *testing.T) {
 		})
 		assert.Equal(t, []string{"honest from " + hostUplink}, got)
 	})
-	// As if the namespace's own rules had failed: the host's stop what is not the slot's own address.
-	t.Run("past the namespace", func(t *testing.T) {
-		inner, err := netns.Open(a.Netns())
-		require.NoError(t, err)
-		defer inner.Close()
+	t.Run("by the guest, the namespace alone", func(t *testing.T) {
+		shell(t, "iptables -w -D FORWARD -j WRENN-FORWARD; echo 0 > /proc/sys/net/ipv4/conf/"+a.Veth()+"/rp_filter")
+		defer func() {
+			require.NoError(t, h.Setup(t.Context()))
+			shell(t, "echo 1 > /proc/sys/net/ipv4/conf/"+a.Veth()+"/rp_filter")
+		}()
 		got := received(t, outside, publicServer+":99", func() {
-			for _, source := range []string{"198.51.100.9", b.VpeerIP().String(), b.HostIP().String()} {
-				sendAs(t, inner, vpeerName, source, publicServer+":99", "spoof "+source)
+			for _, source := range spoofs {
+				sendAs(t, guest, "eth0", source, publicServer+":99", "spoof "+source)
 			}
-			sendAs(t, inner, vpeerName, a.VpeerIP().String(), publicServer+":99", "honest")
+			sendAs(t, guest, "eth0", GuestIP, publicServer+":99", "honest")
 		})
 		assert.Equal(t, []string{"honest from " + hostUplink}, got)
 	})
+	// As if the namespace's own rules had failed: the host's stop what is not the slot's own address.
+	inner, err := netns.Open(a.Netns())
+	require.NoError(t, err)
+	defer inner.Close()
+	for _, tc := range []struct {
+		name, reversePathFilter string
+		spoofs                  []string
+	}{
+		{"past the namespace", "1", []string{"198.51.100.9", b.VpeerIP().String(), b.HostIP().String()}},
+		{"past the namespace, rules alone", "0", []string{"198.51.100.9", b.HostIP().String()}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			setting := "/proc/sys/net/ipv4/conf/" + a.Veth() + "/rp_filter"
+			require.NoError(t, writeSetting(setting, tc.reversePathFilter))
+			defer writeSetting(setting, "1")
+			got := received(t, outside, publicServer+":99", func() {
+				for _, source := range tc.spoofs {
+					sendAs(t, inner, vpeerName, source, publicServer+":99", "spoof "+source)
+				}
+				sendAs(t, inner, vpeerName, a.VpeerIP().String(), publicServer+":99", "honest")
+			})
+			assert.Equal(t, []string{"honest from " + hostUplink}, got)
+		})
+	}
 }
 
 func TestN09_NoIPv6(t *testing.T) {

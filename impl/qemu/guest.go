@@ -40,12 +40,6 @@ func startGuest(m *machine) (*guest, error) {
 	if err != nil {
 		return nil, err
 	}
-	// QEMU has copies of its own; the TAPs stay open here, so that nobody else attaches to them.
-	defer func() {
-		for _, f := range files[:fdFirstTAP-fdQMP] {
-			_ = f.Close()
-		}
-	}()
 	argv := m.argv()
 	g := &guest{stderr: &lastLines{}, exited: make(chan struct{}), swaps: map[string]int{}}
 	g.cmd = exec.Command(argv[0], argv[1:]...)
@@ -53,7 +47,13 @@ func startGuest(m *machine) (*guest, error) {
 	g.cmd.ExtraFiles = files
 	// Whatever happens to us, SIGKILL included, QEMU does not outlive us.
 	g.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := g.spawn(); err != nil {
+	err = g.spawn()
+	// QEMU has copies of its own. Its end of the control connection must be closed here, or its death
+	// would not be seen; the TAPs stay open, so that nobody else attaches to them.
+	for _, f := range files[:fdFirstTAP-fdQMP] {
+		_ = f.Close()
+	}
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("start %s: %w", m.cfg.QEMU, err), ours.Close())
 	}
 	if err := g.greet(ours); err != nil {

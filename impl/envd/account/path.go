@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 )
 
 // MaxPath bounds a path in bytes: Linux's PATH_MAX.
@@ -44,7 +45,7 @@ func Path(raw string, u User, workdir string) (string, error) {
 func MakeParents(dir string, u User) error {
 	if info, err := os.Stat(dir); err == nil {
 		if !info.IsDir() {
-			return fmt.Errorf("make directory %q: it is not a directory", dir)
+			return &os.PathError{Op: "make directory", Path: dir, Err: syscall.ENOTDIR}
 		}
 		return nil
 	}

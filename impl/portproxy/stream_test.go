@@ -1,0 +1,337 @@
+package portproxy
+
+import (
+	"bufio"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"hash"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"wrenn/impl/transport"
+)
+
+// upgradeGuest answers an upgrade and hands the connection to serve.
+func upgradeGuest(serve func(net.Conn, *bufio.Reader)) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		conn, rw, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		_, _ = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: x\r\n\r\n")
+		serve(conn, rw.Reader)
+	})
+}
+
+func (c *chain) upgrade() (net.Conn, *bufio.Reader) {
+	c.t.Helper()
+	conn, r := c.raw("GET /ws HTTP/1.1", byName, "Connection: keep-alive, Upgrade", "Upgrade: websocket", "Sec-WebSocket-Key: k")
+	res, err := http.ReadResponse(r, nil)
+	require.NoError(c.t, err)
+	require.Equal(c.t, http.StatusSwitchingProtocols, res.StatusCode)
+	assert.Equal(c.t, "x", res.Header.Get("Sec-WebSocket-Accept"))
+	assert.Empty(c.t, res.Header.Values("Content-Type"))
+	return conn, r
+}
+
+func TestP07_UpgradedConnectionsCarryBytesBothWays(t *testing.T) {
+	c := newHTTPChain(t, upgradeGuest(func(conn net.Conn, r *bufio.Reader) {
+		_, _ = io.WriteString(conn, "hello\n") // the guest may speak first
+		_, _ = io.Copy(conn, r)
+	}))
+	conn, r := c.upgrade()
+	line, err := r.ReadString('\n')
+	require.NoError(t, err)
+	assert.Equal(t, "hello\n", line)
+	for i := range 100 {
+		_, err := fmt.Fprintf(conn, "ping %d\n", i)
+		require.NoError(t, err)
+		line, err := r.ReadString('\n')
+		require.NoError(t, err)
+		assert.Equal(t, fmt.Sprintf("ping %d\n", i), line)
+	}
+}
+
+func TestP07_AHalfClosedConnectionKeepsItsOtherHalf(t *testing.T) {
+	c := newHTTPChain(t, upgradeGuest(func(conn net.Conn, r *bufio.Reader) {
+		n, _ := io.Copy(io.Discard, r) // until the client has closed its half
+		_, _ = fmt.Fprintf(conn, "got %d bytes", n)
+	}))
+	conn, r := c.upgrade()
+	_, err := conn.Write(make([]byte, 100_000))
+	require.NoError(t, err)
+	require.NoError(t, conn.(*net.TCPConn).CloseWrite())
+	rest, err := io.ReadAll(r)
+	require.NoError(t, err)
+	assert.Equal(t, "got 100000 bytes", string(rest))
+}
+
+func TestP07_EventsArriveAtOnce(t *testing.T) {
+	next := make(chan string)
+	c := newHTTPChain(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/plain")
+		_ = http.NewResponseController(w).Flush() // the header alone, before any event
+		for event := range next {
+			_, _ = io.WriteString(w, event)
+			_ = http.NewResponseController(w).Flush()
+		}
+	}))
+	_, r := c.raw("GET / HTTP/1.1", byName)
+	res, err := http.ReadResponse(r, nil)
+	require.NoError(t, err)
+	defer res.Body.Close()
+	for i := range 5 {
+		event := fmt.Sprintf("event %d\n", i)
+		next <- event
+		got := make([]byte, len(event))
+		_, err := io.ReadFull(res.Body, got)
+		require.NoError(t, err)
+		assert.Equal(t, event, string(got))
+	}
+	close(next)
+}
+
+// counter yields n bytes that differ from place to place, and hashes what it has yielded.
+type counter struct {
+	left int64
+	next uint64
+	sum  hash.Hash
+}
+
+func (s *counter) Read(p []byte) (int, error) {
+	if s.left == 0 {
+		return 0, io.EOF
+	}
+	n := min(int64(len(p))&^7, s.left)
+	if n == 0 {
+		return 0, io.ErrShortBuffer
+	}
+	for i := int64(0); i < n; i += 8 {
+		binary.LittleEndian.PutUint64(p[i:], s.next)
+		s.next++
+	}
+	s.left -= n
+	s.sum.Write(p[:n])
+	return int(n), nil
+}
+
+func TestP07_LargeBodiesAreUnchangedBothWays(t *testing.T) {
+	const size = 64 << 20
+	c := newHTTPChain(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		sum := sha256.New()
+		n, _ := io.Copy(sum, r.Body)
+		w.Header().Set("X-Got", fmt.Sprintf("%d %d %x", r.ContentLength, n, sum.Sum(nil)))
+		w.Header().Set("Trailer", "X-Sum")
+		out := &counter{left: size, sum: sha256.New()}
+		_, _ = io.Copy(w, out)
+		w.Header().Set("X-Sum", fmt.Sprintf("%x", out.sum.Sum(nil)))
+	}))
+	tr := transport.NewProxyTransport()
+	defer tr.CloseIdleConnections()
+	for _, length := range []int64{size, -1} {
+		up := &counter{left: size, sum: sha256.New()}
+		req, err := http.NewRequestWithContext(t.Context(), "POST", "http://"+c.edge, up)
+		require.NoError(t, err)
+		req.Host, req.ContentLength = "8080-abc.x", length
+		res, err := tr.RoundTrip(req)
+		require.NoError(t, err)
+		assert.Equal(t, fmt.Sprintf("%d %d %x", length, size, up.sum.Sum(nil)), res.Header.Get("X-Got"))
+		sum := sha256.New()
+		n, err := io.Copy(sum, res.Body)
+		require.NoError(t, err)
+		require.NoError(t, res.Body.Close())
+		assert.EqualValues(t, size, n)
+		assert.Equal(t, fmt.Sprintf("%x", sum.Sum(nil)), res.Trailer.Get("X-Sum"))
+	}
+}
+
+func TestP07_ExpectContinueAsksTheGuest(t *testing.T) {
+	c := newHTTPChain(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/refuse" {
+			w.WriteHeader(http.StatusRequestEntityTooLarge) // without reading, so without "100 Continue"
+			return
+		}
+		body, _ := io.ReadAll(r.Body)
+		_, _ = w.Write(body)
+	}))
+	conn, r := c.raw("POST /refuse HTTP/1.1", byName, "Content-Length: 5", "Expect: 100-continue")
+	line, err := r.ReadString('\n')
+	require.NoError(t, err)
+	assert.Contains(t, line, "413", "the guest's refusal comes before any body is asked for")
+	require.NoError(t, conn.Close())
+
+	conn, r = c.raw("POST /take HTTP/1.1", byName, "Content-Length: 5", "Expect: 100-continue", "Connection: close")
+	line, err = r.ReadString('\n')
+	require.NoError(t, err)
+	require.Contains(t, line, "100 Continue")
+	_, err = io.WriteString(conn, "hello")
+	require.NoError(t, err)
+	rest, err := io.ReadAll(r)
+	require.NoError(t, err)
+	assert.Contains(t, string(rest), "200 OK")
+	assert.True(t, strings.HasSuffix(string(rest), "hello"), string(rest))
+}
+
+func TestP07_HeadHasALengthAndNoBody(t *testing.T) {
+	c := newChain(t, rawGuest(t, func(string) string { return "HTTP/1.1 200 OK\r\nContent-Length: 1234\r\nConnection: close\r\n\r\n" }))
+	res, body := c.ask("HEAD / HTTP/1.1", byName)
+	assert.Equal(t, int64(1234), res.ContentLength)
+	assert.Empty(t, body)
+}
+
+func TestP08_KillingASandboxResetsItsConnections(t *testing.T) {
+	hang := make(chan struct{})
+	var guestSaw sync.WaitGroup
+	c := newHTTPChain(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/ws":
+			guestSaw.Add(1)
+			upgradeGuest(func(_ net.Conn, r *bufio.Reader) {
+				defer guestSaw.Done()
+				_, _ = r.ReadByte() // until the connection ends
+			}).ServeHTTP(w, r)
+		case "/stream":
+			_, _ = io.WriteString(w, "begun")
+			_ = http.NewResponseController(w).Flush()
+			<-hang
+		case "/silent":
+			<-hang
+		}
+	}))
+	defer close(hang)
+	c.with(func() { c.addrs["other"] = netip.MustParseAddr("127.0.0.1") })
+	ws, wsReader := c.upgrade()
+	defer ws.Close()
+	_, stream := c.raw("GET /stream HTTP/1.1", byName)
+	res, err := http.ReadResponse(stream, nil)
+	require.NoError(t, err)
+	_, err = io.ReadFull(res.Body, make([]byte, 5))
+	require.NoError(t, err)
+	_, silent := c.raw("GET /silent HTTP/1.1", byName)
+	_, neighbour := c.raw("GET /stream HTTP/1.1", "Host: 8080-other.x")
+	resOther, err := http.ReadResponse(neighbour, nil)
+	require.NoError(t, err)
+	require.Eventually(t, func() bool { return c.connections("abc") == 3 }, wait, 5*time.Millisecond)
+
+	c.kill("abc")
+	_, err = wsReader.ReadByte()
+	assert.Error(t, err, "the tunnel ends")
+	_, err = io.ReadAll(res.Body)
+	assert.ErrorIs(t, err, io.ErrUnexpectedEOF, "the stream ends, and not as if it were complete")
+	resSilent, err := http.ReadResponse(silent, nil)
+	require.NoError(t, err)
+	body, err := io.ReadAll(resSilent.Body)
+	require.NoError(t, err)
+	assert.Equal(t, http.StatusBadGateway, resSilent.StatusCode)
+	assert.JSONEq(t, `{"sandboxId":"abc","message":"The sandbox was not found","code":502}`, string(body))
+	guestSaw.Wait()
+	_, err = io.ReadFull(resOther.Body, make([]byte, 5))
+	assert.NoError(t, err, "the neighbour goes on")
+	assert.Equal(t, 1, c.connections("other"))
+	resAfter, _ := c.get("/", byName)
+	assert.Equal(t, http.StatusBadGateway, resAfter.StatusCode)
+	c.kill("other") // ends the neighbour's handler
+}
+
+// connections returns how many connections to a sandbox live.
+func (c *chain) connections(id string) int {
+	g, ok := c.host.guests.Load(id)
+	if !ok {
+		return 0
+	}
+	g.(*guest).mu.Lock()
+	defer g.(*guest).mu.Unlock()
+	return len(g.(*guest).conns)
+}
+
+func TestP06_TheCacheIsKeyedAndNeverOutlivesItsSandbox(t *testing.T) {
+	c := newHTTPChain(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {}))
+	count := func(id string) (n int) {
+		if g, ok := c.host.guests.Load(id); ok {
+			g.(*guest).proxies.Range(func(any, any) bool { n++; return true })
+		}
+		return n
+	}
+	for range 3 {
+		c.get("/", byName)
+		c.get("/", "Host: 8080-abc.other")
+		c.get("/", "Host: 81-abc.other")
+	}
+	assert.Equal(t, 3, count("abc"))
+	for i := range maxCached + 50 { // names are the client's to choose
+		c.get("/", fmt.Sprintf("Host: 8080-abc.n%d", i))
+	}
+	assert.LessOrEqual(t, count("abc"), maxCached)
+	assert.Zero(t, c.connections("abc"), "connections to a guest are used once")
+
+	// Another address is another life.
+	old, _ := c.host.guests.Load("abc")
+	c.with(func() { c.addrs["abc"] = netip.MustParseAddr("127.0.0.2") })
+	c.get("/", byName)
+	assert.True(t, old.(*guest).isEvicted())
+	assert.Equal(t, 1, count("abc"))
+
+	c.kill("abc")
+	_, ok := c.host.guests.Load("abc")
+	assert.False(t, ok)
+	c.host.EvictProxy("abc") // twice does no harm
+}
+
+func TestP06_ARequestThatMeetsAKillLeavesNoCacheBehind(t *testing.T) {
+	c := newHTTPChain(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {}))
+	for i := range 200 {
+		id := fmt.Sprintf("s%d", i)
+		c.with(func() { c.addrs[id] = netip.MustParseAddr("127.0.0.1") })
+		var wg sync.WaitGroup
+		for range 3 {
+			wg.Go(func() {
+				w, r := httptest.NewRecorder(), httptest.NewRequestWithContext(t.Context(), "GET", "/proxy/"+id+"/80/", nil)
+				c.host.ServeHTTP(w, r)
+			})
+		}
+		wg.Go(func() { c.kill(id) })
+		wg.Wait()
+		_, ok := c.host.guests.Load(id)
+		require.False(t, ok, id)
+	}
+}
+
+func TestT07_TerminalsAndPortsShareNoConnection(t *testing.T) {
+	var mu sync.Mutex
+	peers := map[string]map[string]bool{} // sandbox port → the agent's peers
+	c := newHTTPChain(t, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	inner := c.agent.Config.Handler
+	c.agent.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		port := strings.Split(r.URL.Path, "/")[3]
+		mu.Lock()
+		if peers[port] == nil {
+			peers[port] = map[string]bool{}
+		}
+		peers[port][r.RemoteAddr] = true
+		mu.Unlock()
+		inner.ServeHTTP(w, r)
+	})
+	for range 10 { // each finds the other's connections idle, and must not take them
+		c.get("/", "Host: 49983-abc.x")
+		c.get("/", byName)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	assert.Len(t, peers["49983"], 1, "connections are kept")
+	assert.Len(t, peers["8080"], 1, "connections are kept")
+	for peer := range peers["49983"] {
+		assert.NotContains(t, peers["8080"], peer)
+	}
+}
