@@ -69,7 +69,7 @@ func TestG01_BootedGuest(t *testing.T) {
 		"mounts":       "tmpfs tmpfs cgroup2fs devpts",
 		"tmp":          "1777 1777 ext2/ext3",
 		"open-files":   "1024 524288",
-		"init-files":   "",
+		"init-file":    "/init (deleted)",
 		"build-host":   "",
 		"zombies":      "0",
 	} {
@@ -88,6 +88,7 @@ func TestG01_BootedGuest(t *testing.T) {
 	again := checks(second.console)
 	assert.Equal(t, "second second", again["hostname"])
 	assert.Equal(t, got["machine-id"], again["machine-id"], "a disk keeps its identity")
+	assert.NotContains(t, second.console, "panic")
 	assert.NotContains(t, second.console, "wrenn-init:", "SIGTERM to PID 1 ends the guest without complaint")
 	out, err := exec.Command("e2fsck", "-fn", disk).CombinedOutput()
 	assert.NoError(t, err, "the disk after two boots: %s", out)
@@ -157,6 +158,19 @@ func TestG01_BuiltImageReachesEnvd(t *testing.T) {
 	assert.Contains(t, status, " 204 ")
 	assert.NotContains(t, l.console, "wrenn-init:")
 	t.Logf("envd listens %.2f s after power-on", l.seen.Seconds())
+}
+
+// TestG01_BootsWithoutAConsole: Firecracker's usual production setting is no serial port at all.
+func TestG01_BootsWithoutAConsole(t *testing.T) {
+	// Once without root=: the probe ends the machine by itself, whether or not anybody can read it.
+	l := machine{arguments: "8250.nr_uarts=0 panic=0"}.boot(t)
+	assert.Empty(t, l.console)
+
+	disk := testDisk(t, "testdata/envd.sh")
+	machine{disk: disk, arguments: "8250.nr_uarts=0 panic=0 root=/dev/vda rw test.mode=output"}.boot(t)
+	out, err := exec.Command("debugfs", "-R", "cat /output", disk).Output()
+	require.NoError(t, err)
+	assert.Equal(t, "/dev/null /dev/null /dev/null\n", string(out), "envd's standard files")
 }
 
 // health asks for /health and returns the status line.

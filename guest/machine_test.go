@@ -89,8 +89,8 @@ func (m machine) commandLine(t *testing.T, kernel, initramfs string) []string {
 	if netdev == "" {
 		netdev = "user,id=net,restrict=on"
 	}
-	// reboot=t, a triple fault, and not reboot=k as under Firecracker: this machine has no keyboard
-	// controller, and the kernel looks for it for two seconds.
+	// reboot=t, a triple fault, and not reboot=k as under Firecracker: this bare machine has no keyboard
+	// controller, and the kernel would look for it for two seconds.
 	line := "console=ttyS0 quiet tsc=reliable tsc_early_khz=" + hostTSC(t) +
 		" reboot=t panic=1 pci=off net.ifnames=0 " + m.arguments
 	args := []string{

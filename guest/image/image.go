@@ -124,14 +124,14 @@ func (b *builder) cache(name ...string) string {
 	return filepath.Join(append([]string{b.Out, "cache"}, name...)...)
 }
 
-// cached makes the cache entry name with make, unless it is there, and reports the stage.
-func (b *builder) cached(stage, name string, make func(path string) error) (path string, err error) {
+// cached makes the cache entry name with build, unless it is there, and reports the stage.
+func (b *builder) cached(stage, name string, build func(path string) error) (path string, err error) {
 	path, start := b.cache(name), time.Now()
 	b.keep[name] = true
 	_, err = os.Lstat(path)
 	reused := err == nil
 	if !reused {
-		err = make(path)
+		err = build(path)
 	}
 	if err != nil {
 		return "", err

@@ -132,7 +132,7 @@ func TestBuildFailureKeepsTheFormerImage(t *testing.T) {
 	w.build(t)
 	before := w.template(t)
 	for _, c := range []struct{ name, envd, want string }{
-		{"envd gone", filepath.Join(t.TempDir(), "none"), "read envd"},
+		{"envd gone", filepath.Join(t.TempDir(), "none"), "get envd"},
 		{"envd fails", w.write(t, "bad", "#!/bin/sh\nexit 1\n"), "for its version: exit status 1"},
 		{"envd mute", w.write(t, "mute", "#!/bin/sh\n"), "names none"},
 	} {

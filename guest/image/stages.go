@@ -59,18 +59,14 @@ func (b *builder) initramfs(ctx context.Context, p kernel.Package) error {
 	if err != nil {
 		return err
 	}
-	data, err := os.ReadFile(init)
-	if err != nil {
-		return fmt.Errorf("read wrenn-init: %w", err)
-	}
-	modules, err := initramfs.Modules(p.Modules(b.cache(p.Name+"_"+p.Version)), initramfs.Wanted)
+	modules, err := initramfs.Modules(ctx, p.Modules(b.cache(p.Name+"_"+p.Version)), initramfs.Wanted)
 	if err != nil {
 		return err
 	}
 	var archive bytes.Buffer
 	// Compressed for size alone: unpacking costs an emulated guest 40 ms more than a plain archive.
 	zip := gzip.NewWriter(&archive)
-	if err := initramfs.Write(zip, data, modules); err != nil {
+	if err := initramfs.Write(zip, init.data, modules); err != nil {
 		return err
 	}
 	if err := zip.Close(); err != nil {
@@ -88,34 +84,40 @@ func (b *builder) initramfs(ctx context.Context, p kernel.Package) error {
 	return nil
 }
 
-// binary is a guest program that goes into a disk.
+// binary is a guest program.
 type binary struct {
+	path   string
+	data   []byte
+	reused bool // the build changed nothing
+}
+
+// daemon is envd as it goes into the disks.
+type daemon struct {
 	path, version, hash string
 }
 
 // envd is the guest daemon, as given or built.
-func (b *builder) envd(ctx context.Context) (binary, error) {
-	start, e, err := time.Now(), binary{path: b.Envd}, error(nil)
-	if e.path == "" {
-		if e.path, err = b.program(ctx, "wrenn/impl/cmd/envd"); err != nil {
-			return e, err
-		}
+func (b *builder) envd(ctx context.Context) (daemon, error) {
+	start, bin, err := time.Now(), binary{path: b.Envd, reused: true}, error(nil)
+	if b.Envd == "" {
+		bin, err = b.program(ctx, "wrenn/impl/cmd/envd")
+	} else {
+		bin.data, err = os.ReadFile(b.Envd)
 	}
-	data, err := os.ReadFile(e.path)
 	if err != nil {
-		return e, fmt.Errorf("read envd: %w", err)
+		return daemon{}, fmt.Errorf("get envd: %w", err)
 	}
-	sum := sha256.Sum256(data)
-	e.hash = hex.EncodeToString(sum[:])
-	out, err := exec.CommandContext(ctx, e.path, "--version").Output()
+	out, err := exec.CommandContext(ctx, bin.path, "--version").Output()
 	if err != nil {
-		return e, fmt.Errorf("ask %s for its version: %w", e.path, err)
+		return daemon{}, fmt.Errorf("ask %s for its version: %w", bin.path, err)
 	}
-	if e.version = versionPattern.FindString(string(out)); e.version == "" {
-		return e, fmt.Errorf("ask %s for its version: %q names none", e.path, out)
+	sum := sha256.Sum256(bin.data)
+	e := daemon{path: bin.path, version: versionPattern.FindString(string(out)), hash: hex.EncodeToString(sum[:])}
+	if e.version == "" {
+		return daemon{}, fmt.Errorf("ask %s for its version: %q names none", bin.path, out)
 	}
 	b.report.Envd = e.version
-	b.done("envd", e.version, start, b.Envd != "")
+	b.done("envd", e.version, start, bin.reused)
 	return e, nil
 }
 
@@ -123,20 +125,26 @@ var versionPattern = regexp.MustCompile(`[0-9]+\.[0-9]+\.[0-9]+`)
 
 // program builds a static Go program for the guest. The Go build cache makes a second build cheap, and
 // without paths and commit ids in it the binary changes only when its sources do.
-func (b *builder) program(ctx context.Context, pkg string) (string, error) {
+func (b *builder) program(ctx context.Context, pkg string) (binary, error) {
 	name := "bin-" + filepath.Base(pkg)
 	b.keep[name] = true
 	path := b.cache(name)
+	// Where there is none yet, everything differs from what is read here.
+	before, _ := os.ReadFile(path)
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w -buildid=", "-o", path, pkg)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build %s: %w: %s", pkg, err, strings.TrimSpace(string(out)))
+		return binary{}, fmt.Errorf("build %s: %w: %s", pkg, err, strings.TrimSpace(string(out)))
 	}
-	return path, nil
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return binary{}, fmt.Errorf("read what %s was built to: %w", pkg, err)
+	}
+	return binary{path: path, data: data, reused: bytes.Equal(before, data)}, nil
 }
 
 // template brings one recipe's disk and description into the output folder.
-func (b *builder) template(ctx context.Context, r rootfs.Recipe, envd binary, release string) error {
+func (b *builder) template(ctx context.Context, r rootfs.Recipe, envd daemon, release string) error {
 	stageKey, err := rootfs.Key(ctx, r)
 	if err != nil {
 		return err

@@ -27,6 +27,12 @@ func Write(w io.Writer, init []byte, modules []Module) error {
 			return fmt.Errorf("write folder %s of the initramfs: %w", d, err)
 		}
 	}
+	// Where the machine has no console, the kernel starts /init with no open file at all, and the Go
+	// runtime then insists on opening /dev/null before anything of ours runs. An empty file will do
+	// until the real one is mounted over it (the cpio library cannot write device nodes).
+	if err := writeFile(cw, "dev/null", 0o666, nil); err != nil {
+		return err
+	}
 	if err := writeFile(cw, "init", 0o755, init); err != nil {
 		return err
 	}

@@ -41,7 +41,7 @@ func names(modules []initramfs.Module) []string {
 }
 
 func TestModulesComeAfterWhatTheyDependOn(t *testing.T) {
-	modules, err := initramfs.Modules(modulesDir(t, kerneltest.Modules, ""), initramfs.Wanted)
+	modules, err := initramfs.Modules(t.Context(), modulesDir(t, kerneltest.Modules, ""), initramfs.Wanted)
 	require.NoError(t, err)
 	assert.Equal(t, []string{
 		"virtio_ring", "virtio", "virtio_mmio", "virtio_blk", "failover", "net_failover", "virtio_net", "virtio_rng",
@@ -53,7 +53,7 @@ func TestModulesLeavesOutBuiltIns(t *testing.T) {
 	delete(files, "drivers/virtio/virtio_ring.ko")
 	delete(files, "drivers/char/hw_random/virtio-rng.ko")
 	dir := modulesDir(t, files, "kernel/drivers/virtio/virtio_ring.ko\nkernel/drivers/char/hw_random/virtio-rng.ko\n")
-	modules, err := initramfs.Modules(dir, initramfs.Wanted)
+	modules, err := initramfs.Modules(t.Context(), dir, initramfs.Wanted)
 	require.NoError(t, err)
 	assert.False(t, slices.Contains(names(modules), "virtio_ring"))
 	assert.False(t, slices.Contains(names(modules), "virtio_rng"))
@@ -67,7 +67,7 @@ func TestModulesReadsCompressedFiles(t *testing.T) {
 		out, err := exec.Command("xz", filepath.Join(dir, "kernel", f)).CombinedOutput()
 		require.NoError(t, err, "%s", out)
 	}
-	modules, err := initramfs.Modules(dir, []string{"a"})
+	modules, err := initramfs.Modules(t.Context(), dir, []string{"a"})
 	require.NoError(t, err)
 	assert.Equal(t, []string{"b_c", "a"}, names(modules))
 	assert.Equal(t, kerneltest.Module("b-c"), modules[1].Data)
@@ -83,14 +83,14 @@ func TestModulesFails(t *testing.T) {
 		{"cycle", map[string]string{"a.ko": "b", "b.ko": "a"}, "kernel module a depends on itself"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			_, err := initramfs.Modules(modulesDir(t, c.modules, ""), []string{"a"})
+			_, err := initramfs.Modules(t.Context(), modulesDir(t, c.modules, ""), []string{"a"})
 			assert.ErrorContains(t, err, c.want)
 		})
 	}
 	dir := modulesDir(t, nil, "")
 	require.NoError(t, os.MkdirAll(filepath.Join(dir, "kernel"), 0o755))
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "kernel/a.ko"), []byte("no ELF"), 0o644))
-	_, err := initramfs.Modules(dir, []string{"a"})
+	_, err := initramfs.Modules(t.Context(), dir, []string{"a"})
 	assert.ErrorContains(t, err, "dependencies of kernel module a")
 }
 
@@ -115,7 +115,7 @@ func TestWriteReadsBackAndIsReproducible(t *testing.T) {
 	}
 	assert.Equal(t, map[string]string{
 		"dev": "040755 ", "proc": "040755 ", "sys": "040755 ", "newroot": "040755 ", "modules": "040755 ",
-		"init":                      "0100755 the init",
+		"dev/null": "0100666 ", "init": "0100755 the init",
 		"modules/00-virtio_ring.ko": "0100644 ring",
 		"modules/01-virtio.ko":      "0100644 virtio!",
 	}, got)

@@ -3,6 +3,7 @@ package initramfs
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"debug/elf"
 	"fmt"
 	"io/fs"
@@ -26,13 +27,13 @@ type Module struct {
 // Modules reads the wanted modules and all that they depend on from the modules' folder of one kernel
 // (lib/modules/RELEASE), in an order in which they can be loaded. Modules built into the kernel are
 // left out.
-func Modules(dir string, wanted []string) ([]Module, error) {
+func Modules(ctx context.Context, dir string, wanted []string) ([]Module, error) {
 	l := loader{builtin: map[string]bool{}, paths: map[string]string{}, state: map[string]state{}}
 	if err := l.index(dir); err != nil {
 		return nil, fmt.Errorf("list kernel modules of %s: %w", dir, err)
 	}
 	for _, name := range wanted {
-		if err := l.add(name); err != nil {
+		if err := l.add(ctx, name); err != nil {
 			return nil, err
 		}
 	}
@@ -77,7 +78,7 @@ func moduleName(path string) string {
 	return strings.ReplaceAll(name, "-", "_")
 }
 
-func (l *loader) add(name string) error {
+func (l *loader) add(ctx context.Context, name string) error {
 	if l.builtin[name] || l.state[name] == done {
 		return nil
 	}
@@ -89,7 +90,7 @@ func (l *loader) add(name string) error {
 	if !found {
 		return fmt.Errorf("kernel module %s is neither built in nor among the kernel's files", name)
 	}
-	data, err := readModule(path)
+	data, err := readModule(ctx, path)
 	if err != nil {
 		return fmt.Errorf("read kernel module %s: %w", name, err)
 	}
@@ -98,7 +99,7 @@ func (l *loader) add(name string) error {
 		return fmt.Errorf("read the dependencies of kernel module %s: %w", name, err)
 	}
 	for _, d := range depends {
-		if err := l.add(d); err != nil {
+		if err := l.add(ctx, d); err != nil {
 			return err
 		}
 	}
@@ -108,9 +109,9 @@ func (l *loader) add(name string) error {
 }
 
 // readModule returns the module's ELF object; newer Debian kernels compress the files.
-func readModule(path string) ([]byte, error) {
+func readModule(ctx context.Context, path string) ([]byte, error) {
 	if filepath.Ext(path) == ".xz" {
-		out, err := exec.Command("xz", "-dc", path).Output()
+		out, err := exec.CommandContext(ctx, "xz", "-dc", path).Output()
 		if err != nil {
 			return nil, fmt.Errorf("decompress with xz (Debian's package xz-utils, make deps): %w", err)
 		}

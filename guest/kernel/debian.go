@@ -70,7 +70,7 @@ func (p Package) Fetch(ctx context.Context, dir string) error {
 	if err != nil {
 		return fmt.Errorf("make the kernel cache: %w", err)
 	}
-	defer os.RemoveAll(work)
+	defer os.RemoveAll(work) //nolint:errcheck // a leftover in the cache goes at the next build's end
 	// APT's own sandbox user could not write here; as root it would say so and go on as root anyway.
 	_, err = run(ctx, work, "apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", p.Name+"="+p.Version)
 	if err != nil {

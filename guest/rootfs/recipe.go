@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -150,7 +151,7 @@ func (r Recipe) hashContent() (string, error) {
 
 // hashEntry adds one file to a recipe's hash: path, type and executable bit (all the mode that a
 // checkout keeps), content.
-func hashEntry(h interface{ Write([]byte) (int, error) }, base, path string, d fs.DirEntry) error {
+func hashEntry(h io.Writer, base, path string, d fs.DirEntry) error {
 	rel, err := filepath.Rel(base, path)
 	if err != nil {
 		return err

@@ -80,7 +80,7 @@ func Stage(ctx context.Context, r Recipe, dir string) error {
 	if err != nil {
 		return fmt.Errorf("stage template %s: %w", r.Name, err)
 	}
-	defer os.RemoveAll(work)
+	defer os.RemoveAll(work) //nolint:errcheck // a leftover in the cache goes at the next build's end
 	// mmdebstrap works as another user in its namespace and must be able to pass through.
 	if err := os.Chmod(work, 0o711); err != nil {
 		return fmt.Errorf("stage template %s: %w", r.Name, err)
@@ -112,6 +112,9 @@ func bootstrap(ctx context.Context, r Recipe, work, archive string) error {
 	out, err := cmd.CombinedOutput()
 	if errors.Is(err, exec.ErrNotFound) {
 		return missingTool("mmdebstrap", "mmdebstrap", err)
+	}
+	if ctx.Err() != nil {
+		return fmt.Errorf("mmdebstrap: %w", ctx.Err())
 	}
 	if err != nil {
 		return fmt.Errorf("mmdebstrap: %w; its last lines:\n%s", err, lastLines(string(out), 15))

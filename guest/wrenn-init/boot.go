@@ -56,6 +56,26 @@ func mountAll(mounts []mount) error {
 	return nil
 }
 
+// leaveInitramfsOutput is for a machine without a console. Its standard files are then the initramfs'
+// stand-in for /dev/null, a plain file in memory that would keep all that envd ever prints.
+func leaveInitramfsOutput() error {
+	var st unix.Stat_t
+	if err := unix.Fstat(2, &st); err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return nil
+	}
+	null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return errors.New("open /dev/null: " + err.Error())
+	}
+	defer unix.Close(null) //nolint:errcheck // its copies stay
+	for fd := range 3 {
+		if err := unix.Dup3(null, fd, 0); err != nil {
+			return errors.New("leave the initramfs' output: " + err.Error())
+		}
+	}
+	return nil
+}
+
 // loadModules loads the files of dir in the order of their names, which the builder of the initramfs
 // derived from their dependencies. A module that does not load is said and passed over: what depends
 // on it fails with a better message (no root device, no eth0).
@@ -77,7 +97,7 @@ func loadModule(path string) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close()
+	defer f.Close() //nolint:errcheck // opened for reading
 	return unix.FinitModule(int(f.Fd()), "", 0)
 }
 

@@ -25,7 +25,7 @@ const probeOK = "WRENN-PROBE-OK"
 func main() {
 	started := bootSeconds()
 	if os.Getpid() != 1 {
-		os.Stderr.WriteString("wrenn-init: not PID 1; it runs as /init of a Wrenn guest only\n")
+		say("wrenn-init: not PID 1; it runs as /init of a Wrenn guest only")
 		os.Exit(2)
 	}
 	defer func() {
@@ -41,6 +41,9 @@ func main() {
 // run boots the guest; it returns on failure only.
 func run(started string) error {
 	if err := mountAll(firstMounts); err != nil {
+		return err
+	}
+	if err := leaveInitramfsOutput(); err != nil {
 		return err
 	}
 	cfg, err := readConfig("/proc/cmdline")
@@ -98,7 +101,7 @@ func describe(r any) string {
 
 // say prints one line on the console, which is what the kernel gave PID 1 as standard error.
 func say(line string) {
-	os.Stderr.WriteString(line + "\n")
+	_, _ = os.Stderr.WriteString(line + "\n") // where the console is gone there is nobody to tell
 }
 
 // fatal says what failed and reboots.

@@ -16,7 +16,7 @@ func setUpNetwork(c config) error {
 	if err != nil {
 		return errors.New("open a socket to set up the network: " + err.Error())
 	}
-	defer unix.Close(fd)
+	defer unix.Close(fd) //nolint:errcheck // a socket that carried no data
 	if err := raise(fd, "lo"); err != nil {
 		return err
 	}
@@ -93,7 +93,7 @@ func addDefaultRoute(fd int, gateway netip.Addr) error {
 	inet := unix.RawSockaddrInet4{Family: unix.AF_INET}
 	r := rtentry{destination: inet, gateway: inet, net: inet, flags: routeUp | routeGateway}
 	r.gateway.Addr = gateway.As4()
-	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCADDRT, uintptr(unsafe.Pointer(&r)))
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCADDRT, uintptr(unsafe.Pointer(&r))) //nolint:gosec // an ioctl takes a pointer
 	if errno != 0 {
 		return errors.New("add default route by " + gateway.String() + ": " + errno.Error())
 	}

@@ -52,7 +52,7 @@ func startEnvd(started string) (pid int, err error) {
 	if err != nil {
 		return 0, errors.New("open envd's standard input: " + err.Error())
 	}
-	defer null.Close()
+	defer null.Close() //nolint:errcheck // opened for reading
 	p, err := os.StartProcess(envdPath, []string{"envd", "--guest"}, &os.ProcAttr{
 		Dir:   "/",
 		Env:   []string{"PATH=" + guestPath, "HOME=/root", "WRENN_INIT_SECONDS=" + started},
@@ -103,12 +103,9 @@ func reboot() {
 	case <-time.After(syncLimit):
 		say("wrenn-init: the disk did not sync in " + syncLimit.String())
 	}
-	for {
-		// The only cause of failure is a missing privilege, which PID 1 of a guest has. Should it ever
-		// fail, leaving main would panic the kernel, and panic=1 reboots after a second.
-		if err := unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART); err != nil {
-			say("wrenn-init: reboot: " + err.Error())
-			os.Exit(1)
-		}
-	}
+	err := unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
+	// Its only failure is a missing privilege, which PID 1 of a guest has. Should it ever come to that,
+	// the end of PID 1 panics the kernel, and panic=1 restarts it after a second.
+	say("wrenn-init: reboot: " + err.Error())
+	os.Exit(1)
 }
