@@ -16,8 +16,8 @@ export GOFLAGS := -buildvcs=false
 
 # What a host needs to run sandboxes and to build the image, and what the tests need on top (a C compiler
 # for the race detector, Node.js for E2B's SDK).
-RUN_PACKAGES := qemu-system-x86 mmdebstrap iptables iproute2 util-linux e2fsprogs xz-utils ca-certificates
-TEST_PACKAGES := gcc libc6-dev git procps
+RUN_PACKAGES := qemu-system-x86 mmdebstrap iptables iproute2 util-linux e2fsprogs xz-utils lz4 curl ca-certificates
+TEST_PACKAGES := gcc libc6-dev git procps zstd
 
 .PHONY: help deps deps-test generate build image run demo check lint test test-unit test-e2e bench clean
 
@@ -26,7 +26,7 @@ help: ## Show this list
 
 deps: ## Install the Debian packages that running needs (as root), and Firecracker where it can be had
 	@.ci/install $(RUN_PACKAGES)
-	@.ci/firecracker build/firecracker
+	@.ci/firecracker $(BIN)
 
 deps-test: deps
 	@.ci/install $(TEST_PACKAGES)
