@@ -92,6 +92,20 @@ func TestN05_RemoveTriesEveryStepAndJoinsErrors(t *testing.T) {
 	require.NoError(t, h.Remove(t.Context(), 63))
 }
 
+func TestN05_EachStepOfRemoveDoesItsPart(t *testing.T) {
+	h := setUp(t)
+	before := census(t)
+	require.NoError(t, h.Create(t.Context(), 69, Policy{}))
+	slot := Slot(69)
+	parts := map[string]string{"route": slot.HostIP().String(), "veth": slot.Veth(), "netns": slot.Netns()}
+	for _, s := range h.RemoveSteps(slot) {
+		require.Contains(t, census(t), parts[s.Name])
+		require.NoError(t, s.Do(t.Context()))
+		assert.NotContains(t, census(t), parts[s.Name], "after step %s", s.Name)
+	}
+	assert.Equal(t, before, census(t))
+}
+
 func TestN05_EveryUndoIsAlsoAStepOfRemove(t *testing.T) {
 	h := newHost(t)
 	var undone []string

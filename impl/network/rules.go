@@ -91,8 +91,10 @@ func addDoors(conn *nftables.Conn, table *nftables.Table) {
 	addRule(conn, input, from(TapName), verdict(expr.VerdictDrop))
 }
 
-// addForward is the policy. What it refuses is answered, so that a program in the guest fails at once
-// instead of waiting for a timeout.
+// addForward is the policy. The sets are numbered here, by which the rules of the same transaction refer
+// to them: the library would count through all transactions of the process, and not safely.
+// What the policy refuses is answered, so that a program in the guest fails at once instead of waiting
+// for a timeout.
 func (s *site) addForward(conn *nftables.Conn, table *nftables.Table, policy Policy) error {
 	drop := nftables.ChainPolicyDrop
 	forward := conn.AddChain(&nftables.Chain{
@@ -102,8 +104,11 @@ func (s *site) addForward(conn *nftables.Conn, table *nftables.Table, policy Pol
 	addRule(conn, forward, from(vpeerName), conntrackHas(expr.CtKeySTATE, expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), verdict(expr.VerdictAccept))
 	addRule(conn, forward, from(vpeerName), conntrackHas(expr.CtKeySTATUS, statusDNAT), verdict(expr.VerdictAccept))
 	addRule(conn, forward, from(TapName), isReply(), verdict(expr.VerdictAccept))
+	var sets uint32
 	addRanges := func(name string, prefixes []netip.Prefix, then []expr.Any) error {
-		set, err := addSet(conn, table, name, prefixes)
+		sets++
+		set := &nftables.Set{Table: table, Name: name, ID: sets, KeyType: nftables.TypeIPAddr, Interval: true}
+		err := conn.AddSet(set, ranges(prefixes))
 		if err == nil {
 			addRule(conn, forward, from(TapName), destinationIn(set), then)
 		}
@@ -130,10 +135,9 @@ func (s *site) addForward(conn *nftables.Conn, table *nftables.Table, policy Pol
 	return nil
 }
 
-// addSet adds a set of ranges: each is its first address and the first after it. A range that ends
-// with the last address of all has no end.
-func addSet(conn *nftables.Conn, table *nftables.Table, name string, prefixes []netip.Prefix) (*nftables.Set, error) {
-	set := &nftables.Set{Table: table, Name: name, KeyType: nftables.TypeIPAddr, Interval: true}
+// ranges are the elements of a set: of each range its first address and the first after it. A range
+// that ends with the last address of all has no end.
+func ranges(prefixes []netip.Prefix) []nftables.SetElement {
 	var elements []nftables.SetElement
 	for _, p := range disjoint(prefixes) {
 		first := p.Addr().As4()
@@ -145,10 +149,7 @@ func addSet(conn *nftables.Conn, table *nftables.Table, name string, prefixes []
 			})
 		}
 	}
-	if err := conn.AddSet(set, elements); err != nil {
-		return nil, fmt.Errorf("set %s: %w", name, err)
-	}
-	return set, nil
+	return elements
 }
 
 func addRule(conn *nftables.Conn, chain *nftables.Chain, parts ...[]expr.Any) {
