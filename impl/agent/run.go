@@ -54,6 +54,9 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	h := &host{cfg: cfg}
 	defer func() { err = errors.Join(err, h.close()) }()
 	if err := h.open(ctx, background); err != nil {
+		if ctx.Err() != nil {
+			return nil // told to stop before it had begun
+		}
 		return err
 	}
 	// What is alive is adopted before the first request; what has to be undone is undone beside them.

@@ -134,6 +134,33 @@ func pathOf(name string) (string, error) {
 	return filepath.Join(Dir, name), nil
 }
 
+// Prepared reports whether Dir is a mount of its own, as Create and iproute2 make it.
+func Prepared() (bool, error) {
+	var st unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, Dir, unix.AT_SYMLINK_NOFOLLOW, 0, &st)
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("looking at %s: %w", Dir, err)
+	}
+	return st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, nil
+}
+
+// Unprepare takes back what the first Create did to Dir: for who found it unprepared and is done with
+// namespaces. It does nothing while any namespace is left there.
+func Unprepare() error {
+	names, err := List()
+	if err != nil || len(names) > 0 {
+		return err
+	}
+	// EINVAL: not a mount point. EBUSY: somebody works in it.
+	if err := unix.Unmount(Dir, unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("unmounting %s: %w", Dir, err)
+	}
+	return nil
+}
+
 // prepareDir makes Dir a shared mount, so that a namespace that is mounted or unmounted in one mount
 // namespace (a VMM has its own) is so in all; without it a deleted one would live on in those made
 // before. The lock is the one that iproute2 takes for the same work.

@@ -178,6 +178,12 @@ func TestN07_TheTapFitsBothVMMs(t *testing.T) {
 	assert.Equal(t, 5000, before.TxQLen)
 	assert.Equal(t, strings.ToLower(TapMAC), before.HardwareAddr.String())
 	assert.Equal(t, []string{TapIP + "/30 " + TapName}, addressesOf(t, inner, TapName))
+	var neighbours []netlink.Neigh
+	require.NoError(t, inner.Do(func() (err error) { neighbours, err = netlink.NeighList(before.Index, netlink.FAMILY_V4); return err }))
+	require.Len(t, neighbours, 1, "the first packet to a booting guest must not wait for ARP")
+	assert.Equal(t, GuestIP, neighbours[0].IP.String())
+	assert.Equal(t, strings.ToLower(GuestMAC), neighbours[0].HardwareAddr.String())
+	assert.Equal(t, netlink.NUD_PERMANENT, neighbours[0].State)
 	for name, flags := range map[string]uint16{
 		"firecracker":            unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR,
 		"qemu with vnet_hdr=on":  unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR,

@@ -72,7 +72,7 @@ func (h *Host) Setup(ctx context.Context) error {
 			return fmt.Errorf("network: setting up the host: %w", err)
 		}
 	}
-	if err := h.enableForwarding(); err != nil {
+	if err := h.noteAndForward(); err != nil {
 		return fmt.Errorf("network: setting up the host: %w", err)
 	}
 	return nil
@@ -81,7 +81,7 @@ func (h *Host) Setup(ctx context.Context) error {
 // Teardown takes back what Setup did, all of it that it can, and joins the errors. It is for a host
 // without sandboxes: those that are left lose their network. It is nil when nothing was set up.
 func (h *Host) Teardown(ctx context.Context) error {
-	errs := []error{h.restoreForwarding()}
+	errs := []error{h.restore()}
 	for _, c := range slices.Backward(h.chains()) {
 		if err := ctx.Err(); err != nil {
 			errs = append(errs, err)

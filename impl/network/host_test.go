@@ -1,6 +1,7 @@
 package network
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"wrenn/impl/need"
+	"wrenn/impl/netns"
 )
 
 func TestNewHostRefusesWhatCannotWork(t *testing.T) {
@@ -146,10 +148,10 @@ func TestN03_ForwardingIsPutBack(t *testing.T) {
 		h := newHost(t)
 		require.NoError(t, writeSetting(ipForward, "1"))
 		defer writeSetting(ipForward, "0")
-		require.NoError(t, h.writeNote(forwardingNote{BootID: "another", IPForward: "0"}))
+		require.NoError(t, h.writeNote(hostNote{BootID: "another", IPForward: "0"}))
 		require.NoError(t, h.Teardown(t.Context()))
 		assert.Equal(t, "1", forwarding(t), "Teardown without Setup")
-		require.NoError(t, h.writeNote(forwardingNote{BootID: "another", IPForward: "0"}))
+		require.NoError(t, h.writeNote(hostNote{BootID: "another", IPForward: "0"}))
 		require.NoError(t, h.Setup(t.Context()))
 		require.NoError(t, h.Teardown(t.Context()))
 		assert.Equal(t, "1", forwarding(t))
@@ -157,10 +159,32 @@ func TestN03_ForwardingIsPutBack(t *testing.T) {
 	t.Run("a torn note is an error that names it", func(t *testing.T) {
 		h := newHost(t)
 		require.NoError(t, os.WriteFile(h.notePath(), []byte(`{"boot`), 0o600))
-		require.ErrorContains(t, h.Setup(t.Context()), "note of ip_forward")
+		require.ErrorContains(t, h.Setup(t.Context()), "note of the host")
 		require.NoError(t, os.Remove(h.notePath()))
 		require.NoError(t, h.Teardown(t.Context()))
 	})
+}
+
+func TestN03_TheFolderOfNamespacesIsPutBack(t *testing.T) {
+	for _, was := range []bool{false, true} {
+		h := newHost(t)
+		require.NoError(t, netns.Unprepare())
+		if was {
+			ns, err := netns.Create("of-another-program")
+			require.NoError(t, err)
+			require.NoError(t, errors.Join(ns.Close(), netns.Delete("of-another-program")))
+		}
+		require.NoError(t, h.Setup(t.Context()))
+		require.NoError(t, h.Create(t.Context(), 68, Policy{}))
+		during, err := netns.Prepared()
+		require.NoError(t, err)
+		assert.True(t, during)
+		require.NoError(t, h.Remove(t.Context(), 68))
+		require.NoError(t, h.Teardown(t.Context()))
+		after, err := netns.Prepared()
+		require.NoError(t, err)
+		assert.Equal(t, was, after)
+	}
 }
 
 func TestN10_RulesOfTheHostDoNotGrow(t *testing.T) {

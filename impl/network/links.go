@@ -115,7 +115,31 @@ func makeTap() error {
 	if err := netlink.LinkSetTxQLen(tap, TapQueueLength); err != nil {
 		return fmt.Errorf("setting the queue length of %s: %w", TapName, err)
 	}
-	return bringUp(TapName, netip.PrefixFrom(netip.MustParseAddr(TapIP), GuestPrefixBits))
+	if err := bringUp(TapName, netip.PrefixFrom(netip.MustParseAddr(TapIP), GuestPrefixBits)); err != nil {
+		return err
+	}
+	return addGuestNeighbour()
+}
+
+// addGuestNeighbour tells the namespace the guest's hardware address for good. Left to ask for it, the
+// kernel would ask once a second while the guest boots, and the guest's first answer would wait for the
+// next time.
+func addGuestNeighbour() error {
+	mac, err := net.ParseMAC(GuestMAC)
+	if err != nil {
+		return err
+	}
+	link, err := netlink.LinkByName(TapName)
+	if err != nil {
+		return fmt.Errorf("looking for link %s: %w", TapName, err)
+	}
+	guest := &netlink.Neigh{
+		LinkIndex: link.Attrs().Index, State: netlink.NUD_PERMANENT, IP: net.ParseIP(GuestIP), HardwareAddr: mac,
+	}
+	if err := netlink.NeighSet(guest); err != nil {
+		return fmt.Errorf("setting the guest's hardware address: %w", err)
+	}
+	return nil
 }
 
 func (s *site) route() *netlink.Route {

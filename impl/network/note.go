@@ -7,22 +7,27 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"wrenn/impl/internal/atomicfile"
+	"wrenn/impl/netns"
 )
 
 const ipForward = "/proc/sys/net/ipv4/ip_forward"
 
-// forwardingNote remembers what the host's ip_forward was before us, across crashes of the process.
-// After a reboot it means nothing, since the setting is the host's own again.
-type forwardingNote struct {
+// hostNote remembers what the host was like before us, across crashes of the process. After a reboot
+// it means nothing, since the host is as it was by itself.
+type hostNote struct {
 	BootID    string `json:"boot_id"`
 	IPForward string `json:"ip_forward"`
+	// NetnsMount says that the folder of named namespaces was a mount already.
+	NetnsMount bool `json:"netns_mount"`
 }
 
-func (h *Host) notePath() string { return filepath.Join(h.cfg.Dir, "ip_forward.json") }
+func (h *Host) notePath() string { return filepath.Join(h.cfg.Dir, "host.json") }
 
-// enableForwarding writes the note before it changes the setting. A note of this boot beside a
-// setting of 1 is that of a predecessor which did not end in an orderly way, and is kept.
-func (h *Host) enableForwarding() error {
+// noteAndForward writes the note before it changes the setting. What a note of this boot says beside a
+// setting of 1 is what a predecessor found which did not end in an orderly way, and is kept.
+func (h *Host) noteAndForward() error {
 	was, err := readSetting(ipForward)
 	if err != nil {
 		return err
@@ -36,7 +41,13 @@ func (h *Host) enableForwarding() error {
 		return err
 	}
 	if was != "1" || note.BootID != bootID {
-		if err := h.writeNote(forwardingNote{BootID: bootID, IPForward: was}); err != nil {
+		fresh := hostNote{BootID: bootID, IPForward: was, NetnsMount: note.NetnsMount}
+		if note.BootID != bootID {
+			if fresh.NetnsMount, err = netns.Prepared(); err != nil {
+				return err
+			}
+		}
+		if err := h.writeNote(fresh); err != nil {
 			return err
 		}
 	}
@@ -46,8 +57,8 @@ func (h *Host) enableForwarding() error {
 	return writeSetting(ipForward, "1")
 }
 
-// restoreForwarding does nothing when there is no note of this boot.
-func (h *Host) restoreForwarding() error {
+// restore does nothing when there is no note of this boot.
+func (h *Host) restore() error {
 	bootID, err := readSetting("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return err
@@ -60,16 +71,21 @@ func (h *Host) restoreForwarding() error {
 		if err := writeSetting(ipForward, note.IPForward); err != nil {
 			return err
 		}
+		if !note.NetnsMount {
+			if err := netns.Unprepare(); err != nil {
+				return err
+			}
+		}
 	}
 	if err := os.Remove(h.notePath()); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("removing the note of ip_forward: %w", err)
+		return fmt.Errorf("removing the note of the host: %w", err)
 	}
 	return nil
 }
 
 // readNote returns the zero note when there is none.
-func (h *Host) readNote() (forwardingNote, error) {
-	var note forwardingNote
+func (h *Host) readNote() (hostNote, error) {
+	var note hostNote
 	content, err := os.ReadFile(h.notePath())
 	if errors.Is(err, os.ErrNotExist) {
 		return note, nil
@@ -78,26 +94,17 @@ func (h *Host) readNote() (forwardingNote, error) {
 		err = json.Unmarshal(content, &note)
 	}
 	if err != nil {
-		return note, fmt.Errorf("reading the note of ip_forward: %w", err)
+		return note, fmt.Errorf("reading the note of the host: %w", err)
 	}
 	return note, nil
 }
 
-// writeNote replaces the note in one go. It is not synced: a note lost in a crash of the host is one
-// of a boot that is over.
-func (h *Host) writeNote(note forwardingNote) error {
+func (h *Host) writeNote(note hostNote) error {
 	content, err := json.Marshal(note)
 	if err != nil {
-		return fmt.Errorf("noting ip_forward: %w", err)
+		return fmt.Errorf("noting what the host was like: %w", err)
 	}
-	fresh := h.notePath() + ".new"
-	if err := os.WriteFile(fresh, content, 0o600); err != nil {
-		return fmt.Errorf("noting ip_forward: %w", err)
-	}
-	if err := os.Rename(fresh, h.notePath()); err != nil {
-		return fmt.Errorf("noting ip_forward: %w", err)
-	}
-	return nil
+	return atomicfile.Write(h.notePath(), content, 0o600)
 }
 
 func readSetting(path string) (string, error) {
