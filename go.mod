@@ -318,3 +318,9 @@ tool (
 	github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 	google.golang.org/protobuf/cmd/protoc-gen-go
 )
+
+// What is built or fetched holds no package of ours: `go list ./...` need not walk whole root file systems.
+ignore (
+	./build
+	./e2e/sdk/node_modules
+)

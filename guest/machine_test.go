@@ -128,7 +128,7 @@ func testDisk(t *testing.T, envd string) string {
 	require.NotEmpty(t, systems)
 	// Beside the image and not in the test's own folder, which may be on another file system: the disk
 	// is made with hard links.
-	dir, err := os.MkdirTemp(filepath.Dir(imageDir), "guest-test-")
+	dir, err := os.MkdirTemp(filepath.Dir(imageDir), "guest-test-") //nolint:usetesting // see above
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
 	disk := filepath.Join(dir, "disk")

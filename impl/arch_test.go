@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -28,6 +29,8 @@ type rule struct {
 }
 
 var rules = []rule{
+	{"impl", nil, "holds this test alone"},
+
 	// The floor: imports nothing of ours, so that everything may stand on it.
 	{"impl/step", nil, "the floor"},
 	{"impl/safename", nil, "the floor"},
@@ -43,6 +46,7 @@ var rules = []rule{
 
 	// Adapters know neither the domain nor each other.
 	{"impl/firecracker", []string{"impl/transport", "impl/internal/..."}, "an adapter"},
+	{"impl/firecracker/firecrackertest/guestinit", nil, "runs as the init of the suite's guests"},
 	{"impl/firecracker/firecrackertest", []string{"impl/firecracker", "impl/need", "impl/netns", "impl/netns/netnstest"}, "the conformance suite of VMMs"},
 	{"impl/network", []string{"impl/netns", "impl/step", "impl/internal/..."}, "an adapter; a sandbox's network lives in a namespace"},
 	{"impl/rootfs", []string{"impl/safename", "impl/internal/..."}, "an adapter"},
@@ -82,7 +86,8 @@ var rules = []rule{
 	// Outside impl: the wire and public packages only.
 	{"proto", nil, "the wire"},
 	{"proto/gen/...", []string{"proto/gen/..."}, "generated"},
-	{"guest/...", []string{"guest/..."}, "no host code in the guest's parts"},
+	{"proto/check", nil, "a tool of `make check`"},
+	{"guest/...", []string{"guest/...", "impl/safename", "impl/need"}, "no host code in the guest's parts; the floor is no host code"},
 	{"e2e/...", []string{"e2e/...", "impl/apiclient", "impl/envdclient", "impl/transport", "impl/need"}, "suites reach the system by the wire and public packages"},
 	{"bench/...", []string{"bench/...", "e2e/...", "impl/apiclient", "impl/envdclient", "impl/transport", "impl/need"}, "suites reach the system by the wire and public packages"},
 }
@@ -191,6 +196,30 @@ func lines(t *testing.T, path string) int {
 		n++
 	}
 	return n
+}
+
+// TestT02_TransportsAndServersAreMadeInOnePlace: each carries numbers that need a reason, and they are
+// all in impl/transport.
+func TestT02_TransportsAndServersAreMadeInOnePlace(t *testing.T) {
+	made := regexp.MustCompile(`\bhttp\.(Transport|Server)\{|&http\.Client\{\}`)
+	err := filepath.WalkDir("..", func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && slices.Contains([]string{".git", "build", "node_modules", "transport"}, d.Name()) {
+			return filepath.SkipDir
+		}
+		if filepath.Ext(path) != ".go" || strings.HasSuffix(path, "_test.go") {
+			return nil
+		}
+		source, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		assert.Empty(t, made.FindString(string(source)), "%s makes one of its own", path)
+		return nil
+	})
+	require.NoError(t, err)
 }
 
 // TestMainsAreThin keeps logic out of the programs' main files, where no test reaches it.

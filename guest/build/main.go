@@ -29,7 +29,8 @@ func main() {
 	report, err := image.Build(ctx, image.Config{Out: *out, Templates: *templates, Envd: *envd, Progress: os.Stderr})
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "make image: %v\n", err)
-		os.Exit(1)
+		stop()
+		os.Exit(1) //nolint:gocritic // stop has been called
 	}
 	if !*asJSON {
 		report.Print(os.Stderr)

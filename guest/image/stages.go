@@ -98,7 +98,8 @@ type daemon struct {
 
 // envd is the guest daemon, as given or built.
 func (b *builder) envd(ctx context.Context) (daemon, error) {
-	start, bin, err := time.Now(), binary{path: b.Envd, reused: true}, error(nil)
+	start, bin := time.Now(), binary{path: b.Envd, reused: true}
+	var err error
 	if b.Envd == "" {
 		bin, err = b.program(ctx, "wrenn/impl/cmd/envd")
 	} else {

@@ -2,6 +2,7 @@ package initramfs_test
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"maps"
 	"os"
@@ -104,7 +105,7 @@ func TestWriteReadsBackAndIsReproducible(t *testing.T) {
 	got := map[string]string{}
 	for r := cpio.NewReader(&first); ; {
 		h, err := r.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		require.NoError(t, err)

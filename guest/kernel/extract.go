@@ -102,7 +102,7 @@ func (c compression) extract(ctx context.Context, payload []byte, w io.Writer) e
 	}
 	if c.trailer > 0 {
 		want := binary.LittleEndian.Uint32(payload[len(stream):])
-		if uint32(stdout.Len()) != want {
+		if int64(stdout.Len()) != int64(want) {
 			return fmt.Errorf("decompress the kernel with %s: %d bytes, the image promises %d", c.name, stdout.Len(), want)
 		}
 	}

@@ -33,9 +33,7 @@ func main() {
 			fatal("panic: " + describe(r))
 		}
 	}()
-	if err := run(started); err != nil {
-		fatal(err.Error())
-	}
+	fatal(run(started).Error())
 }
 
 // run boots the guest; it returns on failure only.

@@ -75,7 +75,7 @@ func toWire(i sandbox.Info) *hostagentv1.Sandbox {
 func fromWire(r *hostagentv1.CreateSandboxRequest) sandbox.CreateRequest {
 	const tooMuch = 1 << 30
 	return sandbox.CreateRequest{
-		ID: r.GetId(), Template: r.GetTemplate(), VCPUs: int(min(r.GetVcpus(), tooMuch)), MemoryMiB: int(min(r.GetMemoryMib(), tooMuch)), //nolint:gosec // clamped
+		ID: r.GetId(), Template: r.GetTemplate(), VCPUs: int(min(r.GetVcpus(), tooMuch)), MemoryMiB: int(min(r.GetMemoryMib(), tooMuch)),
 		Timeout: timeoutFromWire(r.GetTimeout()), EnvVars: r.GetEnvVars(), Metadata: r.GetMetadata(),
 		AccessToken: r.GetEnvdAccessToken(), AllowInternet: r.GetAllowInternet(),
 	}

@@ -230,11 +230,11 @@ func TestNoDescriptorIsLeaked(t *testing.T) {
 // The two calls of iptables that look for its version and abilities take no lock.
 func TestN10_EveryIptablesCallWaits(t *testing.T) {
 	newHost(t)
-	real, err := exec.LookPath("iptables")
+	actual, err := exec.LookPath("iptables")
 	require.NoError(t, err)
 	dir := t.TempDir()
 	log := filepath.Join(dir, "log")
-	script := fmt.Sprintf("#!/bin/sh\necho \"$*\" >> %s\nexec %s \"$@\"\n", log, real)
+	script := fmt.Sprintf("#!/bin/sh\necho \"$*\" >> %s\nexec %s \"$@\"\n", log, actual)
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "iptables"), []byte(script), 0o755))
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 	h := newHost(t)

@@ -134,7 +134,7 @@ func (m *Manager) undo(ctx context.Context, ids []string, orphans map[string]Ide
 func (m *Manager) killOrphan(ctx context.Context, identity Identity, dir string) error {
 	machine, err := m.cfg.VMM.Adopt(identity, dir)
 	if err != nil {
-		return nil // ended since it was found
+		return nil //nolint:nilerr // it has ended since it was found
 	}
 	return machine.Kill(ctx)
 }
