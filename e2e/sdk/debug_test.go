@@ -17,12 +17,13 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"wrenn/impl/envd"
 	"wrenn/impl/need"
 )
 
-// TestDebugMode runs debug.test.mjs against an envd of its own on the one port that the SDK's debug
-// mode knows.
+// debugPort is the one port that the SDK's debug mode knows.
+const debugPort = 49983
+
+// TestDebugMode runs debug.test.mjs against an envd of its own on debugPort.
 func TestDebugMode(t *testing.T) {
 	need.Program(t, "node", "npm", "git", "bash")
 	install(t)
@@ -39,9 +40,9 @@ func TestDebugMode(t *testing.T) {
 // startEnvd builds and starts envd and returns the home that its programs and paths start in.
 func startEnvd(t *testing.T) string {
 	t.Helper()
-	addr := fmt.Sprintf("127.0.0.1:%d", envd.Port)
+	addr := fmt.Sprintf("127.0.0.1:%d", debugPort)
 	l, err := net.Listen("tcp", addr)
-	require.NoError(t, err, "the SDK's debug mode needs port %d, which is held by:\n%s", envd.Port, holder(t))
+	require.NoError(t, err, "the SDK's debug mode needs port %d, which is held by:\n%s", debugPort, holder(t))
 	require.NoError(t, l.Close())
 
 	dir, err := filepath.EvalSymlinks(t.TempDir())
@@ -91,7 +92,7 @@ func initEnvd(t *testing.T, base, home string) {
 // holder names the process that listens on envd's port, as far as this machine can tell.
 func holder(t *testing.T) string {
 	t.Helper()
-	out, err := exec.Command("ss", "-Hltnp", fmt.Sprintf("sport = :%d", envd.Port)).CombinedOutput()
+	out, err := exec.Command("ss", "-Hltnp", fmt.Sprintf("sport = :%d", debugPort)).CombinedOutput()
 	if err != nil {
 		return fmt.Sprintf("(ss: %v)", err)
 	}

@@ -70,6 +70,8 @@ func (c *Client) fail(op string, err error) error {
 	}
 	e.Message = wire.Message()
 	switch {
+	case wire.Code() == connect.CodeUnauthenticated:
+		e.Kind, e.Message = ErrInternal, "the agent does not accept this control plane's token"
 	// What the client itself made up (a refused dial, a cut connection, a deadline) is not the agent's word.
 	case !connect.IsWireError(err), wire.Code() == connect.CodeCanceled, wire.Code() == connect.CodeDeadlineExceeded:
 		e.Kind = ErrUnreachable

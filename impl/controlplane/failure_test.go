@@ -183,6 +183,19 @@ func TestReconcileNeedsTwoObservationsBeforeItForgets(t *testing.T) {
 	require.Empty(t, a.ids())
 }
 
+func TestReconcileEndsACreateWhoseControlPlaneDied(t *testing.T) {
+	p, a := startWithAgent(t, func(c *Config) { c.ReconcileInterval = 20 * time.Millisecond })
+	st, err := store.Open(t.Context(), p.database)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, st.Close()) }()
+	for id, age := range map[string]time.Duration{"iold": staleCreate + time.Second, "iyoung": staleCreate - time.Minute} {
+		a.with(func() { a.sandboxes[id] = &hostagentv1.Sandbox{Id: id, State: hostagentv1.SandboxState_SANDBOX_STATE_RUNNING} })
+		require.NoError(t, st.Insert(t.Context(), store.Sandbox{ID: id, Agent: "one", State: store.Creating, CreatedAt: time.Now().Add(-age)}))
+	}
+	eventually(t, "the old create is undone", func() bool { return len(p.rows()) == 1 && len(a.ids()) == 1 })
+	assert.Equal(t, []string{"iyoung"}, a.ids())
+}
+
 func TestReconcileLeavesACreateUnderWayAlone(t *testing.T) {
 	p, a := startWithAgent(t, func(c *Config) { c.ReconcileInterval = 5 * time.Millisecond })
 	a.with(func() {

@@ -28,7 +28,7 @@ const wait = 20 * time.Second
 
 // plane is a running control plane and a client of it.
 type plane struct {
-	t        *testing.T
+	t        testing.TB
 	api      string // http://host:port
 	proxy    string // host:port
 	key      string
@@ -40,7 +40,7 @@ type plane struct {
 type setting func(*Config)
 
 // startPlane runs a control plane over the agents until the test ends.
-func startPlane(t *testing.T, agents []agentclient.Config, settings ...setting) *plane {
+func startPlane(t testing.TB, agents []agentclient.Config, settings ...setting) *plane {
 	t.Helper()
 	p := &plane{t: t, key: store.NewAPIKey(), database: filepath.Join(t.TempDir(), "cp.db")}
 	ready := make(chan Addresses, 1)
@@ -123,7 +123,7 @@ func (p *plane) send(req *http.Request) reply {
 }
 
 // into checks the status and decodes the body.
-func (r reply) into(t *testing.T, code int, v any) {
+func (r reply) into(t testing.TB, code int, v any) {
 	t.Helper()
 	require.Equal(t, code, r.code, r.body)
 	require.NoError(t, json.Unmarshal([]byte(r.body), v), r.body)

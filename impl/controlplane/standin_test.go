@@ -48,7 +48,7 @@ type standIn struct {
 }
 
 // newStandIn starts an agent whose guests are served by guest.
-func newStandIn(t *testing.T, guest http.Handler) *standIn {
+func newStandIn(t testing.TB, guest http.Handler) *standIn {
 	t.Helper()
 	a := &standIn{sandboxes: map[string]*hostagentv1.Sandbox{}, requests: map[string]*hostagentv1.CreateSandboxRequest{}, templates: []string{"base"}}
 	g := httptest.NewServer(guest)

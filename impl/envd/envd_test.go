@@ -171,6 +171,15 @@ func TestClockMetersAndMeminfo(t *testing.T) {
 	assert.InDelta(t, bootSeconds(), bootSeconds(), 10)
 }
 
+func TestClockIsSetOnlyWhereItIsFarOff(t *testing.T) {
+	for drift, want := range map[time.Duration]bool{
+		0: false, -50 * time.Millisecond: false, -51 * time.Millisecond: true, -time.Hour: true,
+		5 * time.Second: false, 5001 * time.Millisecond: true,
+	} {
+		assert.Equal(t, want, isWrong(drift), "%v", drift)
+	}
+}
+
 func TestRunSaysWhyItCannotListen(t *testing.T) {
 	l := httptest.NewServer(http.NotFoundHandler())
 	defer l.Close()

@@ -104,10 +104,13 @@ func (r *initRequest) check() error {
 	return nil
 }
 
+// isWrong reports whether a clock that is ahead of the host's by drift (behind, if negative) must be set.
+func isWrong(drift time.Duration) bool { return drift < -clockBehind || drift > clockAhead }
+
 // setClock sets the guest's clock to the host's where they differ by more than the bounds.
 func (d *daemon) setClock(host time.Time) {
 	drift := time.Since(host)
-	if drift >= -clockBehind && drift <= clockAhead {
+	if !isWrong(drift) {
 		return
 	}
 	ts := unix.NsecToTimespec(host.UnixNano())

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -17,7 +18,6 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/proto"
 
-	"wrenn/impl/envd/stream"
 	pb "wrenn/proto/gen/envd/process"
 )
 
@@ -71,6 +71,16 @@ func TestG02_KeepalivesOnQuietStreams(t *testing.T) {
 	require.NoError(t, s.Close())
 }
 
+func TestG02_TimeoutOfZeroIsNone(t *testing.T) {
+	d := start(t, nil)
+	message := `{"process":{"cmd":"/bin/echo","args":["hello"]}}`
+	body := string(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(message)))) + message
+	r := d.do(http.MethodPost, "/process.Process/Start", body,
+		"Content-Type: application/connect+json", "Connect-Timeout-Ms: 0", "Keepalive-Ping-Interval: 0")
+	assert.Contains(t, r.body, `"stdout":"aGVsbG8K"`)
+	assert.Contains(t, r.body, `"exited":true`)
+}
+
 func TestG02_DeadlineOfTheRequestEndsTheProcess(t *testing.T) {
 	d := start(t, nil)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
@@ -110,7 +120,7 @@ func TestG02_ListTellsWhatWasAskedFor(t *testing.T) {
 	assert.Equal(t, "signal: terminated", s.Msg().GetEvent().GetEnd().GetStatus())
 	require.NoError(t, s.Close())
 	_, err = d.procs.SendSignal(within(t), connect.NewRequest(&pb.SendSignalRequest{Process: tag, Signal: pb.Signal_SIGNAL_SIGKILL}))
-	requireCode(t, connect.CodeNotFound, err, "a tag")
+	requireCode(t, connect.CodeNotFound, err, "process")
 }
 
 func TestG02_StreamInput(t *testing.T) {
@@ -235,7 +245,13 @@ func TestT05_ConnectionThatStaysStalledIsClosed(t *testing.T) {
 	ctx, cancel := context.WithCancel(within(t))
 	defer cancel()
 	stalled, _ := d.started(ctx, shell("head -c 64000000 /dev/zero; sleep 300"))
-	time.Sleep(stream.Farewell + 2*time.Second)
+	serving := func() bool {
+		stacks := make([]byte, 1<<20)
+		return strings.Contains(string(stacks[:runtime.Stack(stacks, true)]), "process.relay")
+	}
+	require.True(t, serving())
+	require.Eventually(t, func() bool { return !serving() }, deadline, 50*time.Millisecond,
+		"the daemon still waits for a client that has stalled")
 	n := 0
 	for stalled.Receive() {
 		n += len(stalled.Msg().GetEvent().GetData().GetStdout())

@@ -145,7 +145,7 @@ func (c *Client) call(ctx context.Context, limit time.Duration, method, path str
 	if err != nil {
 		return fmt.Errorf("firecracker %s %s: %w", method, path, err)
 	}
-	defer resp.Body.Close()
+	defer resp.Body.Close() //nolint:errcheck // read to its end
 	raw, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	if err != nil {
 		return fmt.Errorf("read answer of %s %s: %w", method, path, err)

@@ -20,7 +20,7 @@ import (
 // serve answers on a Unix socket with handler, and counts the connections.
 func serve(t *testing.T, handler http.HandlerFunc) (*Client, *atomic.Int32) {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "fcc")
+	dir, err := os.MkdirTemp("", "fcc") //nolint:usetesting // a socket's path must stay short
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, os.RemoveAll(dir)) })
 	l, err := net.Listen("unix", filepath.Join(dir, "s"))

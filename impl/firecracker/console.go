@@ -25,7 +25,7 @@ func CapConsole(path string, limit int64) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("cap the console: %w", err)
 	}
-	defer f.Close()
+	defer f.Close() //nolint:errcheck // the write and the cut have told of their errors
 	info, err := f.Stat()
 	if err != nil {
 		return false, fmt.Errorf("cap the console: %w", err)
@@ -78,7 +78,7 @@ func tail(path string) string {
 	if err != nil {
 		return "(unreadable: " + err.Error() + ")"
 	}
-	defer f.Close()
+	defer f.Close() //nolint:errcheck // opened for reading
 	if info, err := f.Stat(); err == nil && info.Size() > consoleTail {
 		_, err = f.Seek(-consoleTail, io.SeekEnd)
 		if err != nil {

@@ -1,7 +1,9 @@
 package firecracker
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,6 +13,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"wrenn/impl/need"
 )
 
 func TestA04_CapConsoleKeepsTheTail(t *testing.T) {
@@ -47,7 +51,7 @@ func TestA04_CapConsoleWhileTheGuestPrints(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "console")
 	writer, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	require.NoError(t, err)
-	defer writer.Close()
+	defer writer.Close() //nolint:errcheck // its content is checked below
 	const limit, lines = 64 << 10, 100_000
 	var done atomic.Bool
 	failed := make(chan error, 1)
@@ -87,6 +91,40 @@ func TestA04_CapConsoleWhileTheGuestPrints(t *testing.T) {
 		require.Greater(t, n, last)
 		last = n
 	}
+}
+
+func TestA04_KeepConsoleCapped(t *testing.T) {
+	need.Root(t)
+	p, cfg, err := launchPlayer(t.Context(), t, "listens")
+	require.NoError(t, err)
+	keep := func(ctx context.Context, path string) <-chan struct{} {
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			KeepConsoleCapped(ctx, slog.New(slog.DiscardHandler), p, path, 1000)
+		}()
+		return ended
+	}
+	ended := func(c <-chan struct{}, why string) {
+		select {
+		case <-c:
+		case <-time.After(patience):
+			require.FailNow(t, "goes on", why)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	ended(keep(ctx, cfg.ConsolePath), "after its context")
+	ended(keep(t.Context(), cfg.ConsolePath+".gone"), "without a file")
+
+	require.NoError(t, os.WriteFile(cfg.ConsolePath, make([]byte, 50_000), 0o600))
+	c := keep(t.Context(), cfg.ConsolePath)
+	require.Eventually(t, func() bool {
+		info, err := os.Stat(cfg.ConsolePath)
+		return err == nil && info.Size() == 1000
+	}, patience, 20*time.Millisecond)
+	require.NoError(t, p.Kill(t.Context()))
+	ended(c, "after its vmm")
 }
 
 func TestTailQuotesTheEnd(t *testing.T) {

@@ -60,7 +60,7 @@ func bootID() (string, error) {
 func startTicks(pid int) (uint64, error) {
 	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return 0, fmt.Errorf("read the state of pid %d (%v): %w", pid, err, ErrGone)
+		return 0, fmt.Errorf("read the state of pid %d: %w: %w", pid, ErrGone, err)
 	}
 	// The name in parentheses may hold spaces and parentheses: fields are counted after the last one.
 	end := bytes.LastIndexByte(raw, ')')

@@ -53,7 +53,7 @@ func Launch(ctx context.Context, cfg LaunchConfig) (*Process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the console file: %w", err)
 	}
-	defer console.Close()
+	defer console.Close() //nolint:errcheck // nothing was written here; the VMM has a copy of its own
 	p, err := start(cfg.argv(), cfg.Env, console)
 	if err != nil {
 		return nil, err
@@ -101,7 +101,7 @@ func (cfg LaunchConfig) argv() []string {
 
 func start(argv, env []string, console *os.File) (*Process, error) {
 	pidfd := -1
-	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd := exec.Command(argv[0], argv[1:]...) //nolint:noctx // the VMM outlives every context
 	cmd.Env = append([]string{vmmPath}, env...)
 	cmd.Stdout, cmd.Stderr = console, console
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd}

@@ -53,7 +53,7 @@ func TestA03_VMMOutlivesTheRequest(t *testing.T) {
 	need.Root(t)
 	before := openFiles(t)
 	ctx, cancel := context.WithCancel(t.Context())
-	p, cfg, err := launchPlayer(t, ctx, "listens")
+	p, cfg, err := launchPlayer(ctx, t, "listens")
 	require.NoError(t, err)
 	cancel()
 	select {
@@ -94,7 +94,7 @@ func TestA03_VMMOutlivesTheRequest(t *testing.T) {
 func TestA04_EnvironmentIsNotInherited(t *testing.T) {
 	need.Root(t)
 	t.Setenv("WRENN_TEST_SECRET", "s3cret")
-	p, _, err := launchPlayer(t, t.Context(), "listens")
+	p, _, err := launchPlayer(t.Context(), t, "listens")
 	require.NoError(t, err)
 	env, err := os.ReadFile("/proc/" + strconv.Itoa(p.Identity().PID) + "/environ")
 	require.NoError(t, err)
@@ -105,7 +105,7 @@ func TestA04_EnvironmentIsNotInherited(t *testing.T) {
 func TestLaunchTellsHowTheVMMDied(t *testing.T) {
 	need.Root(t)
 	before := openFiles(t)
-	_, _, err := launchPlayer(t, t.Context(), "dies")
+	_, _, err := launchPlayer(t.Context(), t, "dies")
 	require.ErrorContains(t, err, "died during its start, exit code 7")
 	require.ErrorContains(t, err, "no such kernel, no such luck")
 	assert.Equal(t, before, openFiles(t), "descriptors leaked")
@@ -113,7 +113,7 @@ func TestLaunchTellsHowTheVMMDied(t *testing.T) {
 
 func TestLaunchEndsOneThatNeverListens(t *testing.T) {
 	need.Root(t)
-	_, cfg, err := launchPlayer(t, t.Context(), "deaf")
+	_, cfg, err := launchPlayer(t.Context(), t, "deaf")
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 	require.ErrorContains(t, err, "playing deaf")
 	left, err := Orphans(filepath.Dir(filepath.Dir(cfg.SocketPath)))
@@ -121,17 +121,27 @@ func TestLaunchEndsOneThatNeverListens(t *testing.T) {
 	assert.NotContains(t, left, filepath.Dir(cfg.SocketPath), "left running")
 }
 
+func TestLaunchTellsOfAMissingNamespace(t *testing.T) {
+	need.Root(t)
+	need.Program(t, "ip")
+	dir := t.TempDir()
+	_, err := Launch(t.Context(), LaunchConfig{Binary: "/bin/true", ID: "x", Netns: "wrenn-test-no-such-ns",
+		SocketPath: filepath.Join(dir, "s"), ConsolePath: filepath.Join(dir, "console"), ReadyTimeout: patience})
+	require.ErrorContains(t, err, "died during its start")
+	require.ErrorContains(t, err, "wrenn-test-no-such-ns")
+}
+
 func TestLaunchObeysItsContext(t *testing.T) {
 	need.Root(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, _, err := launchPlayer(t, ctx, "deaf")
+	_, _, err := launchPlayer(ctx, t, "deaf")
 	require.ErrorIs(t, err, context.Canceled)
 }
 
 func TestKillTakesTheWholeGroup(t *testing.T) {
 	need.Root(t)
-	p, cfg, err := launchPlayer(t, t.Context(), "parent")
+	p, cfg, err := launchPlayer(t.Context(), t, "parent")
 	require.NoError(t, err)
 	console, err := os.ReadFile(cfg.ConsolePath)
 	require.NoError(t, err)
@@ -150,7 +160,7 @@ func TestKillTakesTheWholeGroup(t *testing.T) {
 func TestA03_Adopt(t *testing.T) {
 	need.Root(t)
 	before := openFiles(t)
-	p, cfg, err := launchPlayer(t, t.Context(), "listens")
+	p, cfg, err := launchPlayer(t.Context(), t, "listens")
 	require.NoError(t, err)
 	id := p.Identity()
 

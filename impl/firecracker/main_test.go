@@ -65,9 +65,9 @@ func play(role string, args []string) int {
 }
 
 // launchPlayer starts the test binary in the place of a VMM.
-func launchPlayer(t *testing.T, ctx context.Context, role string) (*Process, LaunchConfig, error) {
+func launchPlayer(ctx context.Context, t *testing.T, role string) (*Process, LaunchConfig, error) {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "fcl") // a socket's path must stay short
+	dir, err := os.MkdirTemp("", "fcl") //nolint:usetesting // a socket's path must stay short
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, os.RemoveAll(dir)) })
 	self, err := os.Executable()

@@ -62,7 +62,7 @@ func Adopt(id Identity) (*Process, error) {
 	}
 	fd, err := unix.PidfdOpen(id.PID, unix.PIDFD_NONBLOCK)
 	if err != nil {
-		return nil, fmt.Errorf("adopt pid %d: open its pidfd (%v): %w", id.PID, err, ErrGone)
+		return nil, fmt.Errorf("adopt pid %d: open its pidfd: %w: %w", id.PID, ErrGone, err)
 	}
 	// The pid may have been reused between the check and the open; a second check closes the gap,
 	// since the pidfd pins whichever process it has opened.
@@ -150,13 +150,13 @@ func (p *Process) killGroup() error {
 func (p *Process) send(sig syscall.Signal, flags int) error {
 	raw, err := p.pidfd.SyscallConn()
 	if err != nil {
-		return fmt.Errorf("signal vmm %d (%v): %w", p.id.PID, err, ErrGone)
+		return fmt.Errorf("signal vmm %d: %w: %w", p.id.PID, ErrGone, err)
 	}
 	var sent error
 	if err := raw.Control(func(fd uintptr) {
 		sent = unix.PidfdSendSignal(int(fd), sig, nil, flags)
 	}); err != nil {
-		return fmt.Errorf("signal vmm %d (%v): %w", p.id.PID, err, ErrGone)
+		return fmt.Errorf("signal vmm %d: %w: %w", p.id.PID, ErrGone, err)
 	}
 	switch {
 	case errors.Is(sent, unix.ESRCH):

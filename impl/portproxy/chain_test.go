@@ -50,7 +50,7 @@ type chain struct {
 func newChain(t *testing.T, guest net.Addr) *chain {
 	t.Helper()
 	c := &chain{t: t, guest: guest.(*net.TCPAddr), addrs: map[string]netip.Addr{"abc": netip.MustParseAddr("127.0.0.1")}, errs: map[string]error{}}
-	logger := slog.New(slog.NewTextHandler(t.Output(), nil))
+	logger := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	c.host = NewHost(HostConfig{Lookup: c.lookup, Dial: c.dialGuest, Logger: logger})
 	c.agent = httptest.NewUnstartedServer(nil)
 	c.agent.Config = transport.NewServer(transport.RequireAgentToken(token, c.host.Mount(http.NotFoundHandler())), transport.Proxy)

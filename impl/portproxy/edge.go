@@ -109,5 +109,5 @@ func (e *edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		proxy = e.streams
 	}
 	ctx := context.WithValue(r.Context(), routedKey{}, routed{to: to, target: target})
-	proxy.ServeHTTP(verbatim{w}, r.WithContext(ctx))
+	pass(proxy, w, r.WithContext(ctx))
 }

@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httputil"
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -64,16 +66,40 @@ func (c *guestConn) Close() error {
 	return c.TCPConn.Close()
 }
 
-// proxy returns the ReverseProxy for port under the public name host, made by make on first use.
-func (g *guest) proxy(port uint16, host string, make func() *httputil.ReverseProxy) *httputil.ReverseProxy {
+// answerGrace is how long a failed write to a guest is kept from the transport. A server that refuses an
+// upload answers and closes at once; the transport would drop the answer, which has come in already, when
+// it hears of the broken write first. A quarter of a second lets its reader be scheduled on a busy machine.
+const answerGrace = 250 * time.Millisecond
+
+// Write writes p; a reset by the guest is reported after answerGrace.
+func (c *guestConn) Write(p []byte) (int, error) {
+	n, err := c.TCPConn.Write(p)
+	return n, c.hold(err)
+}
+
+// ReadFrom copies a request's body to the guest; a reset by the guest is reported after answerGrace.
+func (c *guestConn) ReadFrom(r io.Reader) (int64, error) {
+	n, err := c.TCPConn.ReadFrom(r)
+	return n, c.hold(err)
+}
+
+func (c *guestConn) hold(err error) error {
+	if (errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)) && !c.guest.isEvicted() {
+		time.Sleep(answerGrace)
+	}
+	return err
+}
+
+// proxy returns the ReverseProxy for port under the public name host, made by build on first use.
+func (g *guest) proxy(port uint16, host string, build func() *httputil.ReverseProxy) *httputil.ReverseProxy {
 	key := proxyKey{port: port, host: host}
 	if p, ok := g.proxies.Load(key); ok {
 		return p.(*httputil.ReverseProxy)
 	}
 	if g.cached.Load() >= maxCached {
-		return make()
+		return build()
 	}
-	p, loaded := g.proxies.LoadOrStore(key, make())
+	p, loaded := g.proxies.LoadOrStore(key, build())
 	if !loaded {
 		g.cached.Add(1)
 	}

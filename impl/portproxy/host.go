@@ -132,7 +132,7 @@ func (h *Host) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	proxy := g.proxy(to.port, r.Host, func() *httputil.ReverseProxy { return h.newProxy(g, to) })
-	proxy.ServeHTTP(verbatim{w}, r)
+	pass(proxy, w, r)
 }
 
 func (h *Host) newProxy(g *guest, to route) *httputil.ReverseProxy {

@@ -2,11 +2,13 @@ package portproxy
 
 import (
 	"bufio"
+	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
 	"hash"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -101,6 +103,60 @@ func TestP07_EventsArriveAtOnce(t *testing.T) {
 		assert.Equal(t, event, string(got))
 	}
 	close(next)
+}
+
+// A program may answer while it is still being sent to.
+func TestP07_BothDirectionsFlowAtOnce(t *testing.T) {
+	c := newHTTPChain(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_ = http.NewResponseController(w).EnableFullDuplex()
+		_ = http.NewResponseController(w).Flush()
+		buf := make([]byte, 100)
+		for {
+			n, err := r.Body.Read(buf)
+			_, _ = w.Write(buf[:n])
+			_ = http.NewResponseController(w).Flush()
+			if err != nil {
+				return
+			}
+		}
+	}))
+	conn, r := c.raw("POST / HTTP/1.1", byName, "Transfer-Encoding: chunked")
+	res, err := http.ReadResponse(r, nil)
+	require.NoError(t, err)
+	defer res.Body.Close()
+	for i := range 20 {
+		word := fmt.Sprintf("word %02d", i)
+		_, err := fmt.Fprintf(conn, "%x\r\n%s\r\n", len(word), word)
+		require.NoError(t, err)
+		got := make([]byte, len(word))
+		_, err = io.ReadFull(res.Body, got)
+		require.NoError(t, err)
+		require.Equal(t, word, string(got))
+	}
+	_, err = io.WriteString(conn, "0\r\n\r\n")
+	require.NoError(t, err)
+	rest, err := io.ReadAll(res.Body)
+	require.NoError(t, err)
+	assert.Empty(t, rest)
+}
+
+func TestP07_ARefusalBeforeTheEndOfAnUploadArrives(t *testing.T) {
+	c := newHTTPChain(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "too much", http.StatusRequestEntityTooLarge)
+	}))
+	for range 10 {
+		conn, r := c.raw("POST / HTTP/1.1", byName, fmt.Sprintf("Content-Length: %d", 1<<30))
+		var sending sync.WaitGroup
+		sending.Go(func() { _, _ = io.CopyN(conn, &counter{left: 1 << 30, sum: sha256.New()}, 1<<30) }) // until the other side closes
+		res, err := http.ReadResponse(r, nil)
+		require.NoError(t, err)
+		assert.Equal(t, http.StatusRequestEntityTooLarge, res.StatusCode)
+		body, err := io.ReadAll(res.Body)
+		require.NoError(t, err)
+		assert.Equal(t, "too much\n", string(body))
+		require.NoError(t, conn.Close())
+		sending.Wait()
+	}
 }
 
 // counter yields n bytes that differ from place to place, and hashes what it has yielded.
@@ -287,6 +343,25 @@ func TestP06_TheCacheIsKeyedAndNeverOutlivesItsSandbox(t *testing.T) {
 	_, ok := c.host.guests.Load("abc")
 	assert.False(t, ok)
 	c.host.EvictProxy("abc") // twice does no harm
+}
+
+// The sandbox ends between the lookup of a request and the making of its cache entry.
+func TestP06_AnEntryMadeTooLateIsTakenBack(t *testing.T) {
+	var h *Host
+	ended := false
+	h = NewHost(HostConfig{Logger: slog.New(slog.DiscardHandler), Lookup: func(context.Context, string) (netip.Addr, error) {
+		if ended {
+			return netip.Addr{}, ErrNotFound
+		}
+		ended = true
+		h.EvictProxy("abc")
+		return netip.MustParseAddr("127.0.0.1"), nil
+	}})
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), "GET", "/proxy/abc/80/", nil))
+	assert.Equal(t, http.StatusBadGateway, w.Code)
+	_, ok := h.guests.Load("abc")
+	assert.False(t, ok)
 }
 
 func TestP06_ARequestThatMeetsAKillLeavesNoCacheBehind(t *testing.T) {

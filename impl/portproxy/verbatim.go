@@ -51,6 +51,13 @@ func dropPrivate(h http.Header) {
 	}
 }
 
+// pass hands a request to proxy such that its answer comes back as the guest sent it, and may begin before
+// the body has been read: left to itself, net/http's server would first swallow what is left of the body.
+func pass(proxy *httputil.ReverseProxy, w http.ResponseWriter, r *http.Request) {
+	_ = http.NewResponseController(w).EnableFullDuplex() // an error means that it cannot be otherwise
+	proxy.ServeHTTP(verbatim{w}, r)
+}
+
 // verbatim keeps net/http's server from adding a Content-Type or Date that the guest did not send.
 type verbatim struct{ http.ResponseWriter }
 

@@ -45,7 +45,7 @@ func (m *machine) argv() []string {
 		"-m", fmt.Sprintf("%dM", m.machine.MemSizeMiB),
 		// Shared memory in a memfd of ours: a snapshot can read it while QEMU only tells device states.
 		"-object", jsonArg(object{"qom-type": "memory-backend-file", "id": "ram", "share": true,
-			"size": uint64(m.machine.MemSizeMiB) << 20, "mem-path": fmt.Sprintf("/proc/self/fd/%d", fdMemory)}),
+			"size": int64(m.machine.MemSizeMiB) << 20, "mem-path": fmt.Sprintf("/proc/self/fd/%d", fdMemory)}),
 		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", fdQMP), "-mon", "chardev=qmp,mode=control",
 		// The guest's console is our own stdin and stdout, as with Firecracker.
 		"-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",

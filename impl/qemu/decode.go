@@ -3,6 +3,7 @@ package qemu
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"reflect"
@@ -75,7 +76,7 @@ func splitObject(raw []byte) (map[string]json.RawMessage, error) {
 		return nil, err
 	}
 	if first != json.Delim('{') {
-		return nil, fmt.Errorf("invalid type: expected an object")
+		return nil, errors.New("invalid type: expected an object")
 	}
 	fields := map[string]json.RawMessage{}
 	for dec.More() {
@@ -96,8 +97,8 @@ func splitObject(raw []byte) (map[string]json.RawMessage, error) {
 	if _, err := dec.Token(); err != nil {
 		return nil, err
 	}
-	if _, err := dec.Token(); err != io.EOF {
-		return nil, fmt.Errorf("trailing characters")
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return nil, errors.New("trailing characters")
 	}
 	return fields, nil
 }

@@ -7,14 +7,14 @@ import (
 	"syscall"
 )
 
-// fault is a refusal that the caller of the API is told about, with Firecracker's own words where it has
+// faultError is a refusal that the caller of the API is told about, with Firecracker's own words where it has
 // any: tools match on them.
-type fault struct{ message string }
+type faultError struct{ message string }
 
-func (f *fault) Error() string { return f.message }
+func (f *faultError) Error() string { return f.message }
 
 func faultf(format string, args ...any) error {
-	return &fault{message: fmt.Sprintf(format, args...)}
+	return &faultError{message: fmt.Sprintf(format, args...)}
 }
 
 // Firecracker's words for a call at the wrong time.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -31,7 +32,7 @@ type guest struct {
 	swaps map[string]int // how often each drive's backing file was exchanged
 
 	mu       sync.Mutex
-	shutdown string // the reason of the SHUTDOWN event, if one came
+	shutdown string // the reason that the SHUTDOWN event gave
 }
 
 // startGuest starts QEMU stopped, greets it and lets the CPUs run.
@@ -41,8 +42,8 @@ func startGuest(m *machine) (*guest, error) {
 		return nil, err
 	}
 	argv := m.argv()
-	g := &guest{stderr: &lastLines{}, exited: make(chan struct{}), swaps: map[string]int{}}
-	g.cmd = exec.Command(argv[0], argv[1:]...)
+	g := &guest{stderr: &lastLines{to: os.Stderr}, exited: make(chan struct{}), swaps: map[string]int{}}
+	g.cmd = exec.Command(argv[0], argv[1:]...) //nolint:noctx // lives as long as the guest
 	g.cmd.Stdin, g.cmd.Stdout, g.cmd.Stderr = m.cfg.Stdin, m.cfg.Stdout, g.stderr
 	g.cmd.ExtraFiles = files
 	// Whatever happens to us, SIGKILL included, QEMU does not outlive us.
@@ -132,20 +133,25 @@ func (g *guest) onEvent(name string, data json.RawMessage) {
 	var d struct {
 		Reason string `json:"reason"`
 	}
-	if json.Unmarshal(data, &d) != nil || d.Reason == "" {
-		d.Reason = "unknown"
+	if json.Unmarshal(data, &d) != nil {
+		return
 	}
 	g.mu.Lock()
 	g.shutdown = d.Reason
 	g.mu.Unlock()
 }
 
-// exitCode is what Firecracker would exit with: 0 when the guest ended by itself, 1 when the VMM broke.
+// exitCode is what Firecracker would exit with: 0 when the guest ended by itself, 1 when the VMM broke or
+// was ended. It is for a guest that has exited.
 func (g *guest) exitCode() int {
-	if g.err == nil {
-		return 0
+	<-g.qmp.done // QEMU is gone, so its last event has arrived or never will
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	// "guest-reset", "guest-shutdown" or "guest-panic"; a signal from the host has another name.
+	if g.err == nil && strings.HasPrefix(g.shutdown, "guest-") {
+		return exitOK
 	}
-	return 1
+	return exitError
 }
 
 // ctrlAltDel presses the keys on the guest's keyboard.
@@ -166,8 +172,9 @@ func randomMAC() string {
 	return net.HardwareAddr(b[:]).String()
 }
 
-// lastLines keeps the end of what QEMU prints on stderr, and passes it on to ours.
+// lastLines keeps the end of what QEMU prints on stderr, and passes all of it on.
 type lastLines struct {
+	to   io.Writer
 	mu   sync.Mutex
 	text []byte
 }
@@ -182,7 +189,7 @@ func (l *lastLines) Write(p []byte) (int, error) {
 		l.text = l.text[over:]
 	}
 	l.mu.Unlock()
-	return os.Stderr.Write(p)
+	return l.to.Write(p)
 }
 
 func (l *lastLines) String() string {

@@ -141,7 +141,7 @@ func setIf[T any](dst, src *T) {
 
 func (c machineConfig) check() error {
 	if c.VCPUCount < 1 || c.VCPUCount > maxVCPUs || (c.SMT && c.VCPUCount > 1 && c.VCPUCount%2 == 1) {
-		return faultf("Machine config error: The vCPU number is invalid! The vCPU number can only be 1 or an even number when SMT is enabled.")
+		return faultf("Machine config error: The number of vCPUs must be greater than 0, less than 32 and must be 1 or an even number if SMT is enabled.")
 	}
 	if c.MemSizeMiB < 1 {
 		return faultf("Machine config error: The memory size (MiB) is either 0, or not a multiple of the configured page size.")

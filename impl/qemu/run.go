@@ -43,9 +43,6 @@ type Config struct {
 	level *slog.LevelVar
 }
 
-// errBadConfigFile marks errors that end the process with exitBadConfig.
-var errBadConfigFile = errors.New("configuration file")
-
 // Run serves the API until the guest has ended, and returns the exit code.
 func Run(cfg Config) (int, error) {
 	cfg.sink, cfg.level = &logSink{out: os.Stderr}, new(slog.LevelVar)
@@ -73,7 +70,7 @@ func Run(cfg Config) (int, error) {
 			err = m.applyFile(raw)
 		}
 		if err != nil {
-			return exitBadConfig, fmt.Errorf("%w %s: %w", errBadConfigFile, cfg.ConfigFile, err)
+			return exitBadConfig, fmt.Errorf("configuration file %s: %w", cfg.ConfigFile, err)
 		}
 	}
 	select {
@@ -114,14 +111,14 @@ func (m *machine) failure() error {
 	if m.code == exitOK {
 		return nil
 	}
-	return fmt.Errorf("qemu ended (%w), it says: %s", m.guest.err, m.guest.stderr)
+	return fmt.Errorf("qemu was ended (%s), not by its guest; it says: %s", m.guest.cmd.ProcessState, m.guest.stderr)
 }
 
 // listen makes the API socket. It refuses an existing path, as Firecracker does: two VMMs on one socket
 // must not happen.
 func listen(path string) (net.Listener, error) {
 	if _, err := os.Lstat(path); err == nil {
-		return nil, fmt.Errorf("RunWithApiError error: Failed to open the API socket at: %s. Check that it is not already used.", path)
+		return nil, faultf("RunWithApiError error: Failed to open the API socket at: %s. Check that it is not already used.", path)
 	}
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"slices"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -16,7 +17,7 @@ import (
 // where the same filter stands. All of it lives in the network namespace of the process. One-time
 // bursts and limits on operations have no counterpart and are not enforced.
 type shaper struct {
-	ifbs map[string]bool // names of the ifb devices that were made
+	taps map[string]bool // names of the TAPs that may carry limits
 }
 
 // queueTime is how long a packet may wait for tokens before it is dropped. 50 ms is what a guest's own
@@ -37,6 +38,10 @@ func (s *shaper) apply(nics []nic) error {
 }
 
 func (s *shaper) applyOne(n nic) error {
+	if s.taps == nil {
+		s.taps = map[string]bool{}
+	}
+	s.taps[n.HostDevName] = true
 	tap, err := netlink.LinkByName(n.HostDevName)
 	if err != nil {
 		return fmt.Errorf("find the device: %w", err)
@@ -44,7 +49,7 @@ func (s *shaper) applyOne(n nic) error {
 	if err := setBucket(tap, bandwidth(n.RxRateLimiter)); err != nil {
 		return fmt.Errorf("limit what the guest receives: %w", err)
 	}
-	if err := s.limitIngress(tap, bandwidth(n.TxRateLimiter)); err != nil {
+	if err := limitIngress(tap, bandwidth(n.TxRateLimiter)); err != nil {
 		return fmt.Errorf("limit what the guest sends: %w", err)
 	}
 	return nil
@@ -61,12 +66,7 @@ func bandwidth(l *rateLimiter) *tokenBucket {
 func setBucket(link netlink.Link, b *tokenBucket) error {
 	attrs := netlink.QdiscAttrs{LinkIndex: link.Attrs().Index, Handle: netlink.MakeHandle(1, 0), Parent: netlink.HANDLE_ROOT}
 	if !b.limits() {
-		err := netlink.QdiscDel(&netlink.Tbf{QdiscAttrs: attrs})
-		// Without a filter of ours there is nothing to take away.
-		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) {
-			return nil
-		}
-		return err
+		return dropQdisc(&netlink.Tbf{QdiscAttrs: attrs})
 	}
 	rate := max(b.perSecond(), 1)
 	// A frame larger than the bucket would never pass; 64 KiB is the largest a guest can send.
@@ -75,8 +75,8 @@ func setBucket(link netlink.Link, b *tokenBucket) error {
 	return netlink.QdiscReplace(&netlink.Tbf{
 		QdiscAttrs: attrs,
 		Rate:       rate,
-		Buffer:     uint32(min(netlinkTicks(rate, burst), 1<<32-1)),
-		Limit:      uint32(min(queue, 1<<32-1)),
+		Buffer:     uint32(min(netlinkTicks(rate, burst), 1<<32-1)), //nolint:gosec // clamped
+		Limit:      uint32(min(queue, 1<<32-1)),                     //nolint:gosec // clamped
 	})
 }
 
@@ -87,31 +87,25 @@ func netlinkTicks(rate, burst uint64) uint64 {
 	return uint64(float64(burst) / float64(rate) / tick)
 }
 
-// limitIngress builds TAP ingress → redirect → ifb with a bucket, or removes it.
-func (s *shaper) limitIngress(tap netlink.Link, b *tokenBucket) error {
+// dropQdisc takes a qdisc away; one that is not there is no error.
+func dropQdisc(q netlink.Qdisc) error {
+	err := netlink.QdiscDel(q)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) {
+		return nil
+	}
+	return err
+}
+
+// limitIngress builds TAP ingress → redirect → ifb with a bucket, or takes it down, also where an earlier
+// process left it.
+func limitIngress(tap netlink.Link, b *tokenBucket) error {
 	name := ifbName(tap.Attrs().Name)
 	if !b.limits() {
-		if !s.ifbs[name] {
-			return nil
-		}
-		return s.removeIFB(name)
+		return unlimitIngress(tap, name)
 	}
-	ifb, err := netlink.LinkByName(name)
-	var missing netlink.LinkNotFoundError
-	if errors.As(err, &missing) {
-		ifb = &netlink.Ifb{LinkAttrs: netlink.LinkAttrs{Name: name, TxQLen: 1000}}
-		if err := netlink.LinkAdd(ifb); err != nil {
-			return fmt.Errorf("add %s: %w", name, err)
-		}
-	} else if err != nil {
-		return fmt.Errorf("find %s: %w", name, err)
-	}
-	if s.ifbs == nil {
-		s.ifbs = map[string]bool{}
-	}
-	s.ifbs[name] = true
-	if err := netlink.LinkSetUp(ifb); err != nil {
-		return fmt.Errorf("bring up %s: %w", name, err)
+	ifb, err := findOrAddIFB(name)
+	if err != nil {
+		return err
 	}
 	if err := setBucket(ifb, b); err != nil {
 		return fmt.Errorf("set the bucket of %s: %w", name, err)
@@ -119,24 +113,69 @@ func (s *shaper) limitIngress(tap netlink.Link, b *tokenBucket) error {
 	return redirect(tap, ifb)
 }
 
-// redirect sends everything that enters by tap to ifb.
-func redirect(tap, ifb netlink.Link) error {
-	ingress := &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: tap.Attrs().Index,
+// unlimitIngress touches nothing unless our ifb is there: the hook could be somebody else's.
+func unlimitIngress(tap netlink.Link, name string) error {
+	ifb, err := netlink.LinkByName(name)
+	if isMissing(err) {
+		return nil
+	}
+	if err == nil {
+		// The redirection goes first: packets sent to a device that is gone are lost.
+		err = dropQdisc(ingressOf(tap))
+	}
+	if err == nil {
+		err = netlink.LinkDel(ifb)
+	}
+	if err != nil {
+		return fmt.Errorf("remove %s: %w", name, err)
+	}
+	return nil
+}
+
+func findOrAddIFB(name string) (netlink.Link, error) {
+	ifb, err := netlink.LinkByName(name)
+	if isMissing(err) {
+		ifb = &netlink.Ifb{LinkAttrs: netlink.LinkAttrs{Name: name, TxQLen: 1000}}
+		err = netlink.LinkAdd(ifb)
+	}
+	if err == nil {
+		err = netlink.LinkSetUp(ifb)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("make %s: %w", name, err)
+	}
+	return ifb, nil
+}
+
+func isMissing(err error) bool {
+	var missing netlink.LinkNotFoundError
+	return errors.As(err, &missing)
+}
+
+func ingressOf(tap netlink.Link) *netlink.Ingress {
+	return &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: tap.Attrs().Index,
 		Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_INGRESS}}
+}
+
+// redirect sends everything that enters by tap to ifb. A change of the rate finds it done already.
+func redirect(tap, ifb netlink.Link) error {
+	ingress := ingressOf(tap)
 	if err := netlink.QdiscAdd(ingress); err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("add the ingress hook: %w", err)
-	}
-	everything := &netlink.U32{
-		FilterAttrs: netlink.FilterAttrs{LinkIndex: tap.Attrs().Index, Parent: ingress.Handle,
-			Priority: 1, Protocol: unix.ETH_P_ALL},
-		Actions: []netlink.Action{netlink.NewMirredAction(ifb.Attrs().Index)},
 	}
 	filters, err := netlink.FilterList(tap, ingress.Handle)
 	if err != nil {
 		return fmt.Errorf("list the ingress filters: %w", err)
 	}
-	if len(filters) > 0 {
-		return nil // only the rate changes
+	for _, f := range filters {
+		if redirectsTo(f, ifb.Attrs().Index) {
+			return nil
+		}
+	}
+	everything := &netlink.U32{
+		FilterAttrs: netlink.FilterAttrs{LinkIndex: tap.Attrs().Index, Parent: ingress.Handle,
+			Priority: 1, Protocol: unix.ETH_P_ALL},
+		Actions: []netlink.Action{netlink.NewMirredAction(ifb.Attrs().Index)},
 	}
 	if err := netlink.FilterAdd(everything); err != nil {
 		return fmt.Errorf("redirect to %s: %w", ifb.Attrs().Name, err)
@@ -144,20 +183,39 @@ func redirect(tap, ifb netlink.Link) error {
 	return nil
 }
 
-// remove takes away the intermediate devices; what stands on the TAP goes with the TAP.
+func redirectsTo(f netlink.Filter, index int) bool {
+	u32, ok := f.(*netlink.U32)
+	if !ok {
+		return false
+	}
+	return slices.ContainsFunc(u32.Actions, func(a netlink.Action) bool {
+		mirred, ok := a.(*netlink.MirredAction)
+		return ok && mirred.Ifindex == index
+	})
+}
+
+// remove lifts every limit, so that a TAP that outlives the process carries none.
 func (s *shaper) remove() error {
 	var errs []error
-	for name := range s.ifbs {
-		errs = append(errs, s.removeIFB(name))
+	for name := range s.taps {
+		tap, err := netlink.LinkByName(name)
+		switch {
+		case isMissing(err):
+			errs = append(errs, removeIFB(ifbName(name)))
+		case err != nil:
+			errs = append(errs, fmt.Errorf("find %s: %w", name, err))
+		default:
+			errs = append(errs, setBucket(tap, nil), limitIngress(tap, nil))
+		}
 	}
+	s.taps = nil
 	return errors.Join(errs...)
 }
 
-func (s *shaper) removeIFB(name string) error {
-	delete(s.ifbs, name)
+// removeIFB is for a TAP that is gone, and its hook with it.
+func removeIFB(name string) error {
 	ifb, err := netlink.LinkByName(name)
-	var missing netlink.LinkNotFoundError
-	if errors.As(err, &missing) {
+	if isMissing(err) {
 		return nil
 	}
 	if err == nil {

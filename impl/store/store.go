@@ -30,7 +30,7 @@ var (
 	ErrConflict = errors.New("changed by somebody else")
 )
 
-// Readers is how many reads run at once. They are short and the pages are in memory, so more than a few
+// readers is how many reads run at once. They are short and the pages are in memory, so more than a few
 // per core would only queue inside SQLite.
 const readers = 4
 

@@ -113,7 +113,7 @@ func NewGuestTransport() *http.Transport {
 // repeated; and an address is reused by the next sandbox, which must never meet its predecessor's
 // connection. A dial over a veth costs well under a millisecond.
 func NewGuestPortTransport(dial func(ctx context.Context, network, addr string) (net.Conn, error)) *http.Transport {
-	t := base(dial, -1)
+	t := base(dial, 0)
 	t.DisableKeepAlives = true
 	t.ReadBufferSize, t.WriteBufferSize = bulkBuffer, bulkBuffer
 	return t

@@ -4,9 +4,17 @@ import (
 	"os"
 	"testing"
 
+	"go.uber.org/goleak"
+
 	"wrenn/impl/firecracker/firecrackertest"
 	"wrenn/impl/need"
+	"wrenn/impl/netns/netnstest"
 )
+
+func TestMain(m *testing.M) {
+	netnstest.Isolate() // the suite makes network namespaces
+	goleak.VerifyTestMain(m)
+}
 
 func TestConformance(t *testing.T) {
 	need.Program(t, "qemu-system-x86_64")

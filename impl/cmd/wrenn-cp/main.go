@@ -10,11 +10,13 @@ import (
 	"wrenn/impl/controlplane"
 )
 
-func main() {
+func main() { os.Exit(run()) }
+
+func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := controlplane.Command().ExecuteContext(ctx); err != nil {
-		stop()
-		os.Exit(1) //nolint:gocritic // stop has been called
+		return 1 // cobra has printed it
 	}
+	return 0
 }

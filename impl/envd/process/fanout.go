@@ -1,6 +1,7 @@
 package process
 
 import (
+	"context"
 	"errors"
 	"sync"
 	"time"
@@ -136,37 +137,37 @@ func (f *fanout) finish(exit Exit) {
 	}
 }
 
-// send is called with mu held. All readers share one wait, so several stalled ones cost no more than
-// one.
+// send is called with mu held. Readers with room get ev before any other is waited for, and all those
+// share one wait, so several stalled ones cost no more than one.
 func (f *fanout) send(ev Event) {
-	var late <-chan time.Time
+	var full []*Subscription
 	for s := range f.subs {
 		select {
 		case s.events <- ev:
-			continue
 		default:
+			full = append(full, s)
 		}
-		if late == nil {
-			t := time.NewTimer(f.patience)
-			defer t.Stop()
-			late = t.C
-		}
+	}
+	if full == nil {
+		return
+	}
+	wait, cancel := context.WithTimeout(context.Background(), f.patience)
+	defer cancel()
+	for _, s := range full {
 		select {
 		case s.events <- ev:
 		case <-s.gone:
 			delete(f.subs, s)
-		case <-late:
+		case <-wait.Done():
+			// An earlier one may have used the wait up while this one made room.
+			select {
+			case s.events <- ev:
+				continue
+			default:
+			}
 			close(s.cut)
 			close(s.events)
 			delete(f.subs, s)
-			late = expired
 		}
 	}
 }
-
-// expired is a timer that has fired, for the readers after the one that used the wait up.
-var expired = func() <-chan time.Time {
-	c := make(chan time.Time)
-	close(c)
-	return c
-}()

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -68,10 +69,11 @@ func TestT05_ReaderThatLeavesReleasesTheProgram(t *testing.T) {
 	p, sub, err := tab.Start(shell(t, "head -c 20000000 /dev/zero"))
 	require.NoError(t, err)
 	require.Eventually(t, func() bool { return len(sub.Events()) == queueLen }, deadline, time.Millisecond)
-	sub.Close()
+	late := time.After(deadline / 2)
+	go sub.Close()
 	select {
 	case <-p.ended:
-	case <-time.After(deadline / 2):
+	case <-late:
 		require.Fail(t, "the program waits for a reader that has left")
 	}
 }
@@ -207,4 +209,29 @@ func TestRingKeepsTheLastMiB(t *testing.T) {
 		all = all[max(0, len(all)-ringSize):]
 		require.True(t, bytes.Equal(all, r.bytes()))
 	}
+}
+
+func TestG02_OutputIsPublishedHoweverLateItsReaderIs(t *testing.T) {
+	r, w, err := os.Pipe()
+	require.NoError(t, err)
+	fan := newFanout(time.Second, nil)
+	sub := fan.subscribe()
+	defer sub.Close()
+	_, err = w.WriteString("written before the exit")
+	require.NoError(t, err)
+	s := newSource(r, Stdout, fan)
+	// The exit was long ago when the reader first gets to run, and w is still open somewhere.
+	s.exited.Store(time.Now().Add(-time.Minute).UnixNano())
+	require.NoError(t, r.SetReadDeadline(time.Now().Add(-time.Minute)))
+	over := make(chan struct{})
+	go func() { s.run(); close(over) }()
+	select {
+	case <-s.drained:
+	case <-time.After(deadline):
+		require.Fail(t, "the drain does not end")
+	}
+	require.Len(t, sub.Events(), 1)
+	assert.Equal(t, "written before the exit", string((<-sub.Events()).Data))
+	require.NoError(t, w.Close())
+	<-over
 }

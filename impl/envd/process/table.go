@@ -14,8 +14,12 @@ import (
 const (
 	// remember is how long the end of a process can still be read by a late Attach.
 	remember = 30 * time.Second
-	// DefaultPatience is how long a reader with a full queue may take nothing before it is cut off.
+	// DefaultPatience is how long a reader with a full queue may take nothing before it is cut off: long
+	// enough for a disk's flush at the other end of `tar`.
 	DefaultPatience = 5 * time.Second
+	// terminalPatience bounds that for terminals: people watch the other viewers' screens, and one that
+	// was cut off gets the latest output again when it attaches.
+	terminalPatience = time.Second
 )
 
 // Table is every process of the daemon. It is safe for concurrent use.
@@ -48,7 +52,11 @@ func NewTable(log *slog.Logger, patience time.Duration, protected bool) *Table {
 
 // Start runs spec and subscribes to it. Errors wrap ErrCommand where the request is at fault.
 func (t *Table) Start(spec Spec) (*Process, *Subscription, error) {
-	p, sub, err := start(spec, t.patience, t.oom)
+	patience := t.patience
+	if spec.Terminal != nil {
+		patience = min(patience, terminalPatience)
+	}
+	p, sub, err := start(spec, patience, t.oom)
 	if err != nil {
 		return nil, nil, err
 	}

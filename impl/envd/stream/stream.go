@@ -21,12 +21,19 @@ const Farewell = 5 * time.Second
 
 type controllerKey struct{}
 
-// Middleware lets CutOffWhen reach the connection of a request's reply.
+// timeoutHeader is how long a request of the Connect protocol may take, in milliseconds.
+const timeoutHeader = "Connect-Timeout-Ms"
+
+// Middleware lets CutOffWhen reach the connection of a request's reply, and takes a timeout of zero, by
+// which E2B's clients mean none, out of its way.
 func Middleware(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		rc := http.NewResponseController(w)
 		// A deadline set by CutOffWhen outlives its request on a kept-alive connection.
 		_ = rc.SetWriteDeadline(time.Time{})
+		if r.Header.Get(timeoutHeader) == "0" {
+			r.Header.Del(timeoutHeader)
+		}
 		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), controllerKey{}, rc)))
 	})
 }

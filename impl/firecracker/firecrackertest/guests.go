@@ -136,6 +136,29 @@ func (s *suite) network(t *testing.T) {
 	assert.Equal(t, "again\n", string(out))
 }
 
+// limits: what the guest sends is held to the bucket. That it takes at least its time is asserted, not
+// that it takes no more: the machine may be slow, the limit may not be high.
+func (s *suite) limits(t *testing.T) {
+	need.Program(t, "ip", "bash")
+	ns := namespace(t)
+	v := s.launch(t, ns)
+	bucket, err := firecracker.Bandwidth(4_000_000, 1_000_000)
+	require.NoError(t, err)
+	require.NoError(t, v.PutNetworkInterface(t.Context(), firecracker.NetworkInterface{
+		IfaceID: "eth0", HostDevName: "tap0", TxRateLimiter: &firecracker.RateLimiter{Bandwidth: &bucket}}))
+	s.boot(t, v, "net")
+	v.await("WRENN-TEST listening", stepLimit)
+	// The guest echoes 9 MB: 1 MB at once, 8 MB at 4 MB/s.
+	const echo = `exec 3<>/dev/tcp/169.254.0.21/7 && { head -c 9000000 /dev/zero >&3 & } && head -c 9000000 <&3 | wc -c`
+	begin := time.Now()
+	out, err := inNamespace(t, ns, "bash", "-c", echo)
+	took := time.Since(begin)
+	require.NoError(t, err, "%s", out)
+	assert.Equal(t, "9000000\n", string(out))
+	t.Logf("9 MB took %s; the bucket says 2 s", took.Round(time.Millisecond))
+	assert.Greater(t, took, 1800*time.Millisecond, "faster than the limit")
+}
+
 // namespace makes a network namespace with tap0 (169.254.0.22/30) and tap1.
 func namespace(t *testing.T) string {
 	t.Helper()

@@ -37,6 +37,7 @@ func Run(t *testing.T, binary string, guest Guest, env ...string) {
 		{"Life", (*suite).life},
 		{"Drives", (*suite).drives},
 		{"Network", (*suite).network},
+		{"N07_Limits", (*suite).limits},
 		{"Kill", (*suite).kill},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(s, t) })

@@ -36,7 +36,7 @@ type vm struct {
 func (s *suite) launch(t *testing.T, netns string) *vm {
 	t.Helper()
 	// Not t.TempDir: its path grows with the test's name, and a socket's must stay under 104 bytes.
-	dir, err := os.MkdirTemp("", "fct")
+	dir, err := os.MkdirTemp("", "fct") //nolint:usetesting // see above
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, os.RemoveAll(dir)) })
 	v := &vm{t: t, socket: filepath.Join(dir, "api.sock"), console: filepath.Join(dir, "console")}

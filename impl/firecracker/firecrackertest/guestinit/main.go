@@ -7,6 +7,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -22,7 +23,7 @@ import (
 func main() {
 	for dir, kind := range map[string]string{"/proc": "proc", "/dev": "devtmpfs"} {
 		report(os.MkdirAll(dir, 0o755))
-		if err := unix.Mount(kind, dir, kind, 0, ""); err != nil && err != unix.EBUSY {
+		if err := unix.Mount(kind, dir, kind, 0, ""); err != nil && !errors.Is(err, unix.EBUSY) {
 			report(err)
 		}
 	}
@@ -68,17 +69,17 @@ func task() string {
 // loadModules tries every module until no more load: their order of dependence comes out by itself.
 func loadModules() {
 	var waiting []string
-	_ = filepath.WalkDir("/", func(path string, d fs.DirEntry, err error) error {
+	report(filepath.WalkDir("/", func(path string, d fs.DirEntry, err error) error {
 		switch {
 		case err != nil:
-			return nil
+			return err
 		case path == "/proc" || path == "/dev" || path == "/sys":
 			return filepath.SkipDir
 		case strings.HasSuffix(path, ".ko"):
 			waiting = append(waiting, path)
 		}
 		return nil
-	})
+	}))
 	for progress := true; progress; {
 		progress = false
 		var failed []string
@@ -98,9 +99,9 @@ func load(path string) bool {
 	if err != nil {
 		return false
 	}
-	defer f.Close()
+	defer f.Close() //nolint:errcheck // opened for reading
 	err = unix.FinitModule(int(f.Fd()), "", 0)
-	return err == nil || err == unix.EEXIST
+	return err == nil || errors.Is(err, unix.EEXIST)
 }
 
 // drives tells what each disk starts with and tries to write to it.
@@ -131,7 +132,7 @@ func await(path string, flags int) (*os.File, error) {
 	var f *os.File
 	var err error
 	for range 100 {
-		if f, err = os.OpenFile(path, flags, 0); !os.IsNotExist(err) {
+		if f, err = os.OpenFile(path, flags, 0); !errors.Is(err, os.ErrNotExist) {
 			return f, err
 		}
 		time.Sleep(50 * time.Millisecond)
@@ -155,7 +156,7 @@ func echo() {
 			return
 		}
 		go func() {
-			defer conn.Close()
+			defer conn.Close()         //nolint:errcheck // the peer sees the end
 			_, _ = io.Copy(conn, conn) // the peer decides when it ends
 		}()
 	}
@@ -166,7 +167,7 @@ func setAddress(name string, ip, mask net.IP) error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd)
+	defer unix.Close(fd) //nolint:errcheck // a socket that only carried requests
 	if err := ioctlAddress(fd, unix.SIOCSIFADDR, name, ip); err != nil {
 		return fmt.Errorf("address of %s: %w", name, err)
 	}
