@@ -65,7 +65,7 @@ func startTicks(pid int) (uint64, error) {
 	// The name in parentheses may hold spaces and parentheses: fields are counted after the last one.
 	end := bytes.LastIndexByte(raw, ')')
 	fields := strings.Fields(string(raw[end+1:]))
-	const stateField, startField = 3 - 3, 22 - 3
+	const stateField, startField = 0, 22 - 3 // what follows the name is field 3
 	if end < 0 || len(fields) <= startField {
 		return 0, fmt.Errorf("state of pid %d has %d fields", pid, len(fields))
 	}

@@ -17,9 +17,9 @@ func testMachine() *machine {
 
 func TestCommandLine(t *testing.T) {
 	m := testMachine()
-	assert.Equal(t, defaultArgs+" pci=off tsc=reliable tsc_early_khz=2600000", m.commandLine(), "Firecracker's default")
+	assert.Equal(t, defaultArgs+" pci=off cryptomgr.notests tsc=reliable tsc_early_khz=2600000", m.commandLine(), "Firecracker's default")
 	m.boot.BootArgs = ptr("console=ttyS0")
-	assert.Equal(t, "console=ttyS0 pci=off tsc=reliable tsc_early_khz=2600000", m.commandLine())
+	assert.Equal(t, "console=ttyS0 pci=off cryptomgr.notests tsc=reliable tsc_early_khz=2600000", m.commandLine())
 	m.cfg.Accel = "kvm"
 	assert.Equal(t, "console=ttyS0 pci=off", m.commandLine())
 	for _, test := range []struct {

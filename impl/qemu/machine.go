@@ -295,7 +295,8 @@ func (m *machine) setState(want string) error {
 	if err := m.afterStart(); err != nil {
 		return err
 	}
-	command, to := "", m.state
+	var command string
+	var to state
 	switch want {
 	case "Paused":
 		command, to = "stop", paused

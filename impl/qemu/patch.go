@@ -1,7 +1,7 @@
 package qemu
 
 import (
-	"os"
+	"fmt"
 	"slices"
 )
 
@@ -38,10 +38,6 @@ func (m *machine) patchDrive(p drivePatch) error {
 
 // swapFile puts d's new backing file under the drive and tells the guest the new size.
 func (g *guest) swapFile(d drive) error {
-	info, err := os.Stat(d.PathOnHost)
-	if err != nil {
-		return err
-	}
 	was := g.swaps[d.DriveID]
 	now := was + 1
 	if err := g.qmp.do("blockdev-add", d.fileOptions(now), nil); err != nil {
@@ -53,13 +49,33 @@ func (g *guest) swapFile(d drive) error {
 		return err
 	}
 	g.swaps[d.DriveID] = now
-	if info.Mode().IsRegular() {
-		resize := object{"node-name": d.throttleNode(), "size": info.Size()}
-		if err := g.qmp.do("block_resize", resize, nil); err != nil {
-			return err
-		}
+	size, err := g.sizeOf(d.fileNode(now))
+	if err != nil {
+		return err
+	}
+	if err := g.qmp.do("block_resize", object{"node-name": d.throttleNode(), "size": size}, nil); err != nil {
+		return err
 	}
 	return g.qmp.do("blockdev-del", object{"node-name": d.fileNode(was)}, nil)
+}
+
+// sizeOf is the size in bytes of a block node's file or device, as QEMU sees it.
+func (g *guest) sizeOf(node string) (int64, error) {
+	var nodes []struct {
+		Name  string `json:"node-name"`
+		Image struct {
+			Size int64 `json:"virtual-size"`
+		} `json:"image"`
+	}
+	if err := g.qmp.do("query-named-block-nodes", object{"flat": true}, &nodes); err != nil {
+		return 0, err
+	}
+	for _, n := range nodes {
+		if n.Name == node {
+			return n.Image.Size, nil
+		}
+	}
+	return 0, fmt.Errorf("qemu does not know block node %s", node)
 }
 
 // patchNIC changes the limits of an interface while the guest runs.

@@ -16,7 +16,7 @@ type Size struct {
 var defaultSize = Size{Cols: 80, Rows: 24}
 
 // openTerminal opens a pseudo-terminal. The master stays in non-blocking mode, so that its reads and
-// writes obey deadlines (calling its Fd method would end that).
+// writes obey deadlines; calling its Fd method would end that, which is why this is not creack/pty's.
 func openTerminal(size Size) (master, slave *os.File, err error) {
 	master, err = os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY|unix.O_NONBLOCK, 0)
 	if err != nil {

@@ -82,22 +82,22 @@ func (v *vm) output() []byte {
 	return raw
 }
 
-// await waits for a match on the console and returns it.
-func (v *vm) await(pattern string, limit time.Duration) string {
+// await waits for a match on the console.
+func (v *vm) await(pattern string, limit time.Duration) {
 	v.t.Helper()
 	re := regexp.MustCompile(pattern)
 	deadline := time.Now().Add(limit)
 	for {
-		if found := re.Find(v.output()); found != nil {
-			return string(found)
+		if re.Match(v.output()) {
+			return
 		}
 		if time.Now().After(deadline) {
 			require.FailNow(v.t, "not on the console in time", "%s within %s", pattern, limit)
 		}
 		select {
 		case <-v.process.Done():
-			if found := re.Find(v.output()); found != nil {
-				return string(found)
+			if re.Match(v.output()) {
+				return
 			}
 			require.FailNow(v.t, "the vmm has ended", "%s, while waiting for %s", v.process.ExitStatus(), pattern)
 		case <-time.After(20 * time.Millisecond):
