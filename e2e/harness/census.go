@@ -90,7 +90,13 @@ func entries(tb testing.TB, dir string) []string {
 func temporary(tb testing.TB) []string {
 	found, err := filepath.Glob(filepath.Join(os.TempDir(), "wrenn-*"))
 	require.NoError(tb, err)
-	return slices.DeleteFunc(found, func(path string) bool { return strings.Contains(path, "wrenn-e2e-") })
+	out := []string{}
+	for _, path := range found {
+		if !strings.Contains(path, "wrenn-e2e-") {
+			out = append(out, path)
+		}
+	}
+	return out
 }
 
 func mounts(tb testing.TB) []string {

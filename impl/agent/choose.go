@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"wrenn/impl/firecracker"
@@ -124,7 +125,18 @@ func reason(tried []Attempt) string {
 	last := tried[len(tried)-1]
 	s := fmt.Sprintf("%s booted a guest in %v", last.Name, last.Took.Round(time.Millisecond))
 	for _, a := range tried[:len(tried)-1] {
-		s += fmt.Sprintf("; %s did not: %s", a.Name, a.Reason)
+		s += fmt.Sprintf("; %s did not: %s", a.Name, firstWords(a.Reason))
+	}
+	return s
+}
+
+// firstWords keeps a sentence readable: what a VMM prints when it fails can fill a page, and
+// `wrenn doctor` shows it whole.
+func firstWords(s string) string {
+	const most = 120
+	s = strings.Join(strings.Fields(s), " ")
+	if len(s) > most {
+		return s[:most] + "..."
 	}
 	return s
 }

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -177,6 +178,33 @@ func TestU01_Templates(t *testing.T) {
 
 	sb := p.create(map[string]any{"templateID": "jupyter"}) // only b has it
 	assert.Equal(t, []string{sb.SandboxID}, b.ids())
+}
+
+func TestU01_ManyAtOnce(t *testing.T) {
+	p, a := startWithAgent(t, func(c *Config) { c.ReconcileInterval = 5 * time.Millisecond })
+	var mu sync.Mutex
+	made := map[string]bool{}
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() {
+			sb := p.create(nil)
+			mu.Lock()
+			made[sb.SandboxID] = true
+			mu.Unlock()
+			assert.Equal(t, http.StatusNoContent, p.do("POST", "/sandboxes/"+sb.SandboxID+"/timeout", `{"timeout":100}`).code)
+		})
+	}
+	wg.Wait()
+	require.Len(t, made, 20)
+	assert.Len(t, a.ids(), 20)
+	ids, _ := p.list("")
+	assert.Len(t, ids, 20)
+	for id := range made {
+		wg.Go(func() { assert.Equal(t, http.StatusNoContent, p.do("DELETE", "/sandboxes/"+id, nil).code) })
+	}
+	wg.Wait()
+	assert.Empty(t, a.ids())
+	assert.Empty(t, p.rows())
 }
 
 func TestU01_PlacementTakesTheLeastLoadedAgent(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -90,7 +91,7 @@ func TestACreateWhoseClientHangsUpLeavesNothing(t *testing.T) {
 		a.before = func(call, _ string) error {
 			if call == "create" {
 				hangUp()
-				time.Sleep(200 * time.Millisecond) // for the control plane's server to notice
+				time.Sleep(time.Second) // for the control plane's server to notice
 			}
 			return nil
 		}
@@ -123,6 +124,22 @@ func TestAKillWithoutItsAgentIsRememberedAndCarriedOut(t *testing.T) {
 	// Another control plane on the same store finishes the work.
 	p = startPlane(t, []agentclient.Config{a.config("one")}, func(c *Config) { c.Database, c.BootstrapKey = database, key })
 	eventually(t, "the kill is carried out", func() bool { return len(a.ids()) == 0 && len(p.rows()) == 0 })
+}
+
+func TestReconcileLeavesAKillUnderWayAlone(t *testing.T) {
+	p, a := startWithAgent(t, func(c *Config) { c.ReconcileInterval = 5 * time.Millisecond })
+	id := p.create(nil).SandboxID
+	var destroys atomic.Int32
+	a.with(func() {
+		a.before = func(call, _ string) error {
+			if call == "destroy" && destroys.Add(1) == 1 {
+				time.Sleep(300 * time.Millisecond)
+			}
+			return nil
+		}
+	})
+	assert.Equal(t, http.StatusNoContent, p.do("DELETE", "/sandboxes/"+id, nil).code)
+	assert.EqualValues(t, 1, destroys.Load())
 }
 
 func TestSandboxesOutliveTheControlPlane(t *testing.T) {
@@ -169,6 +186,14 @@ func TestReconcileNeedsTwoObservationsBeforeItForgets(t *testing.T) {
 	require.NoError(t, err)
 	seen = round(seen)
 	require.Len(t, p.rows(), 1)
+	// An agent that cannot list is no witness.
+	a.fail("list", connect.NewError(connect.CodeUnavailable, errors.New("reading its journals")))
+	for range 3 {
+		_, err = s.reconcile(t.Context(), agent, seen)
+		require.ErrorIs(t, err, agentclient.ErrUnavailable)
+	}
+	require.Len(t, p.rows(), 1)
+	a.with(func() { a.before = nil })
 	// Missing twice.
 	round(seen)
 	require.Empty(t, p.rows())
@@ -189,7 +214,9 @@ func TestReconcileEndsACreateWhoseControlPlaneDied(t *testing.T) {
 	require.NoError(t, err)
 	defer func() { require.NoError(t, st.Close()) }()
 	for id, age := range map[string]time.Duration{"iold": staleCreate + time.Second, "iyoung": staleCreate - time.Minute} {
-		a.with(func() { a.sandboxes[id] = &hostagentv1.Sandbox{Id: id, State: hostagentv1.SandboxState_SANDBOX_STATE_RUNNING} })
+		a.with(func() {
+			a.sandboxes[id] = &hostagentv1.Sandbox{Id: id, State: hostagentv1.SandboxState_SANDBOX_STATE_RUNNING}
+		})
 		require.NoError(t, st.Insert(t.Context(), store.Sandbox{ID: id, Agent: "one", State: store.Creating, CreatedAt: time.Now().Add(-age)}))
 	}
 	eventually(t, "the old create is undone", func() bool { return len(p.rows()) == 1 && len(a.ids()) == 1 })

@@ -7,11 +7,14 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/getkin/kin-openapi/openapi3filter"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
@@ -109,7 +112,39 @@ func (p *plane) do(method, path string, body any) reply {
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	return p.send(req)
+	r := p.send(req)
+	p.checkAnswer(req, r)
+	return r
+}
+
+// described is the contract, against which every answer of the API is held.
+var described = sync.OnceValues(func() (*contract, error) {
+	s, err := newServer(context.Background(), Config{}, nil, nil)
+	if err != nil {
+		return nil, err
+	}
+	return s.contract, nil
+})
+
+// checkAnswer fails unless status and body are what the contract says.
+func (p *plane) checkAnswer(req *http.Request, r reply) {
+	p.t.Helper()
+	c, err := described()
+	require.NoError(p.t, err)
+	target, err := url.ParseRequestURI(req.URL.Opaque)
+	if err != nil {
+		return
+	}
+	op, params, err := c.find(&http.Request{Method: req.Method, URL: target})
+	if err != nil {
+		return // no operation, so nothing is said of the answer
+	}
+	err = openapi3filter.ValidateResponse(p.t.Context(), &openapi3filter.ResponseValidationInput{
+		RequestValidationInput: &openapi3filter.RequestValidationInput{Request: req, PathParams: params, Route: &op.route},
+		Status:                 r.code, Header: r.header, Body: io.NopCloser(strings.NewReader(r.body)),
+		Options: &openapi3filter.Options{IncludeResponseStatus: true},
+	})
+	assert.NoError(p.t, err, "%s %s answered %d", req.Method, req.URL.Opaque, r.code)
 }
 
 func (p *plane) send(req *http.Request) reply {

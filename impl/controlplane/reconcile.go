@@ -85,8 +85,9 @@ func (s *server) reconcile(ctx context.Context, agent *agentclient.Client, befor
 
 // reconcileRow settles one row; there says whether the agent holds sb, its sandbox.
 func (s *server) reconcileRow(ctx context.Context, agent *agentclient.Client, row store.Sandbox, sb agentclient.Sandbox, there bool, before, now suspicion) error {
+	_, killing := s.killing.Load(row.ID)
 	switch {
-	case row.State == store.Creating && time.Since(row.CreatedAt) < staleCreate:
+	case killing, row.State == store.Creating && time.Since(row.CreatedAt) < staleCreate:
 		return nil
 	case row.State == store.Creating || row.State == store.Destroying:
 		return s.remove(ctx, agent, row.ID, "nobody wants it")

@@ -80,6 +80,8 @@ func (s *server) get(w http.ResponseWriter, r *http.Request) error {
 func (s *server) kill(w http.ResponseWriter, r *http.Request) error {
 	id := r.PathValue("sandboxID")
 	ctx := context.WithoutCancel(r.Context())
+	s.killing.Store(id, nil)
+	defer s.killing.Delete(id)
 	var again bool
 	row, err := s.store.Modify(ctx, id, func(sb *store.Sandbox) error {
 		if sb.State == store.Creating {

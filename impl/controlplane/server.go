@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 
 	"wrenn/impl/agentclient"
 	"wrenn/impl/safename"
@@ -24,6 +25,9 @@ type server struct {
 	store    *store.Store
 	agents   []*agentclient.Client
 	contract *contract
+	// killing holds the ids of sandboxes that a request is destroying, which reconciling leaves to it: if
+	// both asked the agent, the one that came second would be told that there is no such sandbox.
+	killing sync.Map
 }
 
 func newServer(ctx context.Context, cfg Config, st *store.Store, agents []*agentclient.Client) (*server, error) {

@@ -16,6 +16,7 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -147,7 +148,7 @@ func (a *standIn) CreateSandbox(_ context.Context, req *connect.Request[hostagen
 		BootPath: hostagentv1.BootPath_BOOT_PATH_COLD,
 		Stages:   []*hostagentv1.Stage{{Name: "slot", Duration: durationpb.New(1500 * time.Microsecond)}, {Name: "kernel", Duration: durationpb.New(time.Second)}},
 	}
-	a.sandboxes[m.GetId()], a.requests[m.GetId()] = sb, m
+	a.sandboxes[m.GetId()], a.requests[m.GetId()] = proto.CloneOf(sb), m
 	a.mu.Unlock()
 	if err := a.hook(after, "create", m.GetId()); err != nil {
 		return nil, err
@@ -165,7 +166,7 @@ func (a *standIn) GetSandbox(_ context.Context, req *connect.Request[hostagentv1
 	if sb == nil {
 		return nil, connect.NewError(connect.CodeNotFound, errors.New("no such sandbox"))
 	}
-	return connect.NewResponse(&hostagentv1.GetSandboxResponse{Sandbox: sb}), nil
+	return connect.NewResponse(&hostagentv1.GetSandboxResponse{Sandbox: proto.CloneOf(sb)}), nil
 }
 
 func (a *standIn) ListSandboxes(context.Context, *connect.Request[hostagentv1.ListSandboxesRequest]) (*connect.Response[hostagentv1.ListSandboxesResponse], error) {
@@ -176,7 +177,7 @@ func (a *standIn) ListSandboxes(context.Context, *connect.Request[hostagentv1.Li
 	defer a.mu.Unlock()
 	res := &hostagentv1.ListSandboxesResponse{}
 	for _, sb := range a.sandboxes {
-		res.Sandboxes = append(res.Sandboxes, sb)
+		res.Sandboxes = append(res.Sandboxes, proto.CloneOf(sb))
 	}
 	return connect.NewResponse(res), nil
 }

@@ -34,6 +34,9 @@ var controlRoutes = []string{"/init", "/freeze", "/unfreeze", "/collapse", "/fsf
 // {port}-{id}, with anything after a second dash ignored, else by the two headers. The host name wins,
 // because a page served under it must not be able to address another sandbox by a header.
 func edgeRoute(r *http.Request) (route, error) {
+	if r.Method == http.MethodConnect {
+		return route{}, errors.New("method CONNECT is not for a sandbox's port")
+	}
 	label := strings.ToLower(r.Host)
 	if i := strings.IndexAny(label, ".:"); i >= 0 {
 		label = label[:i]

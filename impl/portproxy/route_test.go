@@ -63,6 +63,15 @@ func TestP01_RoutesByNameAndByHeaders(t *testing.T) {
 	}
 }
 
+func TestP01_ConnectIsRefused(t *testing.T) {
+	c := newHTTPChain(t, http.NotFoundHandler())
+	for _, target := range []string{"8080-abc.x:80", "10.11.0.1:22"} {
+		res, _ := c.ask("CONNECT "+target+" HTTP/1.1", byName)
+		assert.Equal(t, http.StatusBadRequest, res.StatusCode, target)
+	}
+	c.with(func() { assert.Zero(t, c.dials) })
+}
+
 func TestP01_RoutesByPath(t *testing.T) {
 	for target, want := range map[string]struct {
 		to   route

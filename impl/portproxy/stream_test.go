@@ -184,7 +184,7 @@ func (s *counter) Read(p []byte) (int, error) {
 }
 
 func TestP07_LargeBodiesAreUnchangedBothWays(t *testing.T) {
-	const size = 64 << 20
+	const size = 32 << 20
 	c := newHTTPChain(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		sum := sha256.New()
 		n, _ := io.Copy(sum, r.Body)
