@@ -97,7 +97,7 @@ func loadModule(path string) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close() //nolint:errcheck // opened for reading
+	defer f.Close()
 	return unix.FinitModule(int(f.Fd()), "", 0)
 }
 

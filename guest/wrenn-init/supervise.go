@@ -52,7 +52,7 @@ func startEnvd(started string) (pid int, err error) {
 	if err != nil {
 		return 0, errors.New("open envd's standard input: " + err.Error())
 	}
-	defer null.Close() //nolint:errcheck // opened for reading
+	defer null.Close()
 	p, err := os.StartProcess(envdPath, []string{"envd", "--guest"}, &os.ProcAttr{
 		Dir:   "/",
 		Env:   []string{"PATH=" + guestPath, "HOME=/root", "WRENN_INIT_SECONDS=" + started},

@@ -62,7 +62,7 @@ func toWire(i sandbox.Info) *hostagentv1.Sandbox {
 	out := &hostagentv1.Sandbox{
 		Id: i.ID, Template: i.Template, State: states[i.State], Failure: i.Failure,
 		StartedAt: timestamppb.New(i.StartedAt), Deadline: timestamppb.New(i.Deadline),
-		Vcpus: uint32(i.VCPUs), MemoryMib: uint64(i.MemoryMiB), DiskMib: uint64(i.DiskMiB), Slot: uint32(i.Slot), //nolint:gosec // bounded
+		Vcpus: uint32(i.VCPUs), MemoryMib: uint64(i.MemoryMiB), DiskMib: uint64(i.DiskMiB), Slot: uint32(i.Slot),
 		BootPath: bootPaths[i.BootPath], Metadata: i.Metadata, EnvdVersion: i.EnvdVersion,
 	}
 	for _, s := range i.Stages {

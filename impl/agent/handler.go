@@ -39,7 +39,7 @@ func (h *handler) Ping(context.Context, *connect.Request[hostagentv1.PingRequest
 	}
 	return connect.NewResponse(&hostagentv1.PingResponse{
 		Version: h.version, Vmm: h.choice.Name, VmmReason: h.choice.Reason, Templates: templates,
-		Sandboxes: uint32(len(h.manager.List())), Cpus: uint32(runtime.NumCPU()), MemoryMib: uint64(h.memoryMiB), //nolint:gosec // small counts
+		Sandboxes: uint32(len(h.manager.List())), Cpus: uint32(runtime.NumCPU()), MemoryMib: uint64(h.memoryMiB),
 	}), nil
 }
 

@@ -19,5 +19,5 @@ func guestMemory(asked int) (int, error) {
 	if err := unix.Sysinfo(&info); err != nil {
 		return 0, fmt.Errorf("agent: read the host's memory: %w", err)
 	}
-	return int(info.Totalram * uint64(info.Unit) / (1 << 20) * guestShare / 100), nil //nolint:gosec // fits in MiB
+	return int(info.Totalram * uint64(info.Unit) / (1 << 20) * guestShare / 100), nil
 }

@@ -134,7 +134,7 @@ func (h *host) assemble(choice Choice, vmm *vmmPart) error {
 func (h *host) serve(ctx context.Context, listener net.Listener, finish func(context.Context) (sandbox.Recovered, error)) error {
 	mux := http.NewServeMux()
 	mux.Handle(hostagentv1connect.NewHostAgentServiceHandler(h.handler))
-	server := transport.NewServer(transport.RequireAgentToken(h.cfg.Token, h.proxy.Mount(mux)), transport.API)
+	server := transport.NewServer(transport.RequireAgentToken(h.cfg.Token, h.proxy.Mount(mux)), transport.Proxy)
 	server.ErrorLog = slog.NewLogLogger(h.cfg.Logger.Handler(), slog.LevelDebug)
 	failed := make(chan error, 1)
 	go func() { failed <- server.Serve(listener) }()

@@ -158,7 +158,7 @@ func TestErrorsSayWhatKindTheyAreAndWhatTheAgentSaid(t *testing.T) {
 		assert.Equal(t, "template: must be there", e.Message)
 		assert.ErrorContains(t, err, "agent one: create sandbox abc")
 		for _, other := range []error{ErrInvalid, ErrNotFound, ErrExists, ErrConflict, ErrExhausted, ErrUnavailable, ErrUnreachable, ErrInternal} {
-			assert.Equal(t, other == kind, errors.Is(err, other), "%v %v", code, other)
+			assert.Equal(t, errors.Is(kind, other), errors.Is(err, other), "%v %v", code, other)
 		}
 		_, err = c.List(t.Context())
 		require.ErrorIs(t, err, kind)

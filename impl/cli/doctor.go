@@ -154,7 +154,7 @@ func spaceCheck(dir string) check {
 		c.Detail = err.Error()
 		return c
 	}
-	free := s.Bavail * uint64(s.Bsize) //nolint:gosec // a block size is positive
+	free := s.Bavail * uint64(s.Bsize)
 	c.OK, c.Detail = free >= wanted, fmt.Sprintf("%d GiB free at %s", free>>30, dir)
 	return c
 }

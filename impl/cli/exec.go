@@ -148,5 +148,5 @@ func terminalSize(fd int) envdclient.Size {
 	if err != nil || cols < 1 || rows < 1 {
 		return envdclient.Size{Cols: 80, Rows: 24}
 	}
-	return envdclient.Size{Cols: uint16(cols), Rows: uint16(rows)} //nolint:gosec // a terminal's size
+	return envdclient.Size{Cols: uint16(cols), Rows: uint16(rows)}
 }

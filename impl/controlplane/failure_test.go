@@ -214,10 +214,10 @@ func TestReconcileEndsACreateWhoseControlPlaneDied(t *testing.T) {
 	require.NoError(t, err)
 	defer func() { require.NoError(t, st.Close()) }()
 	for id, age := range map[string]time.Duration{"iold": staleCreate + time.Second, "iyoung": staleCreate - time.Minute} {
+		require.NoError(t, st.Insert(t.Context(), store.Sandbox{ID: id, Agent: "one", State: store.Creating, CreatedAt: time.Now().Add(-age)}))
 		a.with(func() {
 			a.sandboxes[id] = &hostagentv1.Sandbox{Id: id, State: hostagentv1.SandboxState_SANDBOX_STATE_RUNNING}
 		})
-		require.NoError(t, st.Insert(t.Context(), store.Sandbox{ID: id, Agent: "one", State: store.Creating, CreatedAt: time.Now().Add(-age)}))
 	}
 	eventually(t, "the old create is undone", func() bool { return len(p.rows()) == 1 && len(a.ids()) == 1 })
 	assert.Equal(t, []string{"iyoung"}, a.ids())
@@ -240,7 +240,7 @@ func TestReconcileFollowsTheAgent(t *testing.T) {
 	a.with(func() {
 		a.sandboxes[failed].State, a.sandboxes[failed].Failure = hostagentv1.SandboxState_SANDBOX_STATE_FAILED, "the VMM died"
 		sb := a.sandboxes[kept]
-		sb.Deadline.Seconds += int64(durationpb.New(time.Hour).GetSeconds())
+		sb.Deadline.Seconds += durationpb.New(time.Hour).GetSeconds()
 	})
 	eventually(t, "the failed sandbox is gone everywhere", func() bool { return len(p.rows()) == 1 && len(a.ids()) == 1 })
 	eventually(t, "the new end is known", func() bool { return time.Until(p.rows()[0].EndAt) > 30*time.Minute })

@@ -25,6 +25,7 @@ func (s *server) live(ctx context.Context, id string) (store.Sandbox, *agentclie
 		return row, nil, notFound(id) // nobody has been told of it yet
 	case store.Destroying:
 		return row, nil, refuse(http.StatusConflict, "sandbox %q is being destroyed", id)
+	default:
 	}
 	agent := s.agent(row.Agent)
 	if agent == nil {

@@ -95,6 +95,7 @@ func entryOf(e *fspb.EntryInfo) Entry {
 		mode |= fs.ModeDir
 	case fspb.FileType_FILE_TYPE_SYMLINK:
 		mode |= fs.ModeSymlink
+	default:
 	}
 	return Entry{
 		Name: e.GetName(), Path: e.GetPath(), Size: e.GetSize(), Mode: mode,

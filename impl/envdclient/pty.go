@@ -2,6 +2,7 @@ package envdclient
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -149,7 +150,7 @@ func (s *Session) Wait() (Exit, error) {
 	<-s.over
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.err == io.EOF {
+	if errors.Is(s.err, io.EOF) {
 		return s.exit, nil
 	}
 	return Exit{}, s.err

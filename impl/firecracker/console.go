@@ -25,7 +25,7 @@ func CapConsole(path string, limit int64) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("cap the console: %w", err)
 	}
-	defer f.Close() //nolint:errcheck // the write and the cut have told of their errors
+	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
 		return false, fmt.Errorf("cap the console: %w", err)

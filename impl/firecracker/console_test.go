@@ -51,7 +51,7 @@ func TestA04_CapConsoleWhileTheGuestPrints(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "console")
 	writer, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	require.NoError(t, err)
-	defer writer.Close() //nolint:errcheck // its content is checked below
+	defer writer.Close()
 	const limit, lines = 64 << 10, 100_000
 	var done atomic.Bool
 	failed := make(chan error, 1)

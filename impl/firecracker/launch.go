@@ -53,7 +53,7 @@ func Launch(ctx context.Context, cfg LaunchConfig) (*Process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the console file: %w", err)
 	}
-	defer console.Close() //nolint:errcheck // nothing was written here; the VMM has a copy of its own
+	defer console.Close()
 	p, err := start(cfg.argv(), cfg.Env, console)
 	if err != nil {
 		return nil, err

@@ -67,7 +67,7 @@ func play(role string, args []string) int {
 // launchPlayer starts the test binary in the place of a VMM.
 func launchPlayer(ctx context.Context, t *testing.T, role string) (*Process, LaunchConfig, error) {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "fcl") //nolint:usetesting // a socket's path must stay short
+	dir, err := os.MkdirTemp("", "fcl")
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, os.RemoveAll(dir)) })
 	self, err := os.Executable()

@@ -96,6 +96,6 @@ func parse(name, prefix string) (Slot, bool) {
 // instead of naming someone else's address.
 func offset(r netip.Prefix, n int) netip.Addr {
 	b := r.Addr().As4()
-	b[2], b[3] = byte(n>>8), byte(n) //nolint:gosec // the wrapping is meant
+	b[2], b[3] = byte(n>>8), byte(n)
 	return netip.AddrFrom4(b)
 }

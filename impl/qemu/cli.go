@@ -53,7 +53,7 @@ func parseArgs(args []string) (map[string]string, error) {
 		if i++; i == len(args) {
 			return nil, faultf("The argument '%s' requires a value, but none was supplied.", name)
 		}
-		given[name] = args[i]
+		given[name] = args[i] //nolint:gosec // the line above checked the index
 	}
 	if _, ok := given["config-file"]; given["no-api"] != "" && !ok {
 		return nil, faultf("Argument 'config-file' required, but not found.")

@@ -61,7 +61,7 @@ func TestMainExitCodes(t *testing.T) {
 	dir := t.TempDir()
 	out, err := os.Create(filepath.Join(dir, "out"))
 	require.NoError(t, err)
-	defer out.Close() //nolint:errcheck // its content is checked below
+	defer out.Close()
 	none := func(string) string { return "" }
 	badConfig := filepath.Join(dir, "bad.json")
 	require.NoError(t, os.WriteFile(badConfig, []byte(`{"boot-source":{"kernel_image_path":"/nonexistent"}}`), 0o600))

@@ -204,7 +204,7 @@ func TestStdErrIsBounded(t *testing.T) {
 	assert.Equal(t, "(nothing)", l.String())
 	devnull, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
 	require.NoError(t, err)
-	defer devnull.Close() //nolint:errcheck // it keeps nothing
+	defer devnull.Close()
 	l.to = devnull
 	for range 100 {
 		_, err := l.Write([]byte(strings.Repeat("x", 100) + "\n"))

@@ -22,7 +22,7 @@ const greeting = `{"QMP": {"version": {}, "capabilities": []}}` + "\n"
 func peer(t *testing.T, conn net.Conn, answer func(command string) string) {
 	t.Helper()
 	go func() {
-		defer conn.Close() //nolint:errcheck // the other end is what is tested
+		defer conn.Close()
 		if _, err := conn.Write([]byte(greeting)); err != nil {
 			return
 		}
@@ -125,7 +125,7 @@ func TestQMPDeadlines(t *testing.T) {
 	})
 	synctest.Test(t, func(t *testing.T) {
 		ours, theirs := net.Pipe()
-		defer theirs.Close() //nolint:errcheck // it says nothing
+		defer theirs.Close()
 		_, err := newQMP(ours, time.Minute, nil)
 		require.ErrorIs(t, err, os.ErrDeadlineExceeded)
 	})

@@ -61,7 +61,9 @@ func Run(cfg Config) (int, error) {
 		}
 		server := transport.NewUnixServer(m, log)
 		go func() { served <- server.Serve(listener) }()
-		defer func() { <-served }()
+		defer func() {
+			<-served //nolint:errcheck // it ends by being closed
+		}()
 		defer shut(server, log)
 	}
 	if cfg.ConfigFile != "" {

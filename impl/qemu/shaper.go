@@ -75,8 +75,8 @@ func setBucket(link netlink.Link, b *tokenBucket) error {
 	return netlink.QdiscReplace(&netlink.Tbf{
 		QdiscAttrs: attrs,
 		Rate:       rate,
-		Buffer:     uint32(min(netlinkTicks(rate, burst), 1<<32-1)), //nolint:gosec // clamped
-		Limit:      uint32(min(queue, 1<<32-1)),                     //nolint:gosec // clamped
+		Buffer:     uint32(min(netlinkTicks(rate, burst), 1<<32-1)),
+		Limit:      uint32(min(queue, 1<<32-1)),
 	})
 }
 

@@ -53,7 +53,7 @@ func NewServer(handler http.Handler, kind Kind) *http.Server {
 // AgentTokenHeader carries the control plane's credential on every request to an agent, RPC and proxied
 // traffic alike. It is not Authorization, because a proxied request's own Authorization belongs to the
 // guest (it names the user there) and must arrive untouched.
-const AgentTokenHeader = "Wrenn-Agent-Token"
+const AgentTokenHeader = "Wrenn-Agent-Token" //nolint:gosec // a name, not a credential
 
 // RequireAgentToken lets through to next only requests that carry token in AgentTokenHeader, compared in
 // constant time; others get 401. With an empty token nobody passes.

@@ -34,6 +34,7 @@ func main() {
 	})
 	if err != nil {
 		log.Error("envd ends", "error", err)
-		os.Exit(1)
+		stop()
+		os.Exit(1) //nolint:gocritic // stop has been called
 	}
 }

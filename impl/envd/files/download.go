@@ -170,9 +170,9 @@ func encoding(header string) (zip, ok bool) {
 	}
 	gz, named := quality["gzip"]
 	plain, plainNamed := quality["identity"]
-	any, anyNamed := quality["*"]
-	mayGzip := named && gz > 0 || !named && any > 0
-	mayPlain := plainNamed && plain > 0 || !plainNamed && (!anyNamed || any > 0)
+	others, othersNamed := quality["*"]
+	mayGzip := named && gz > 0 || !named && others > 0
+	mayPlain := plainNamed && plain > 0 || !plainNamed && (!othersNamed || others > 0)
 	if !mayPlain {
 		return mayGzip, mayGzip
 	}

@@ -58,12 +58,12 @@ func (h *Handler) find(r *http.Request) (target, error) {
 	return target{user: u, path: path}, err
 }
 
-// badRequest is a request that no guest could fulfil.
-type badRequest struct{ message string }
+// requestError is a request that no guest could fulfil.
+type requestError struct{ message string }
 
-func (e badRequest) Error() string { return e.message }
+func (e requestError) Error() string { return e.message }
 
-func bad(format string, args ...any) error { return badRequest{fmt.Sprintf(format, args...)} }
+func bad(format string, args ...any) error { return requestError{fmt.Sprintf(format, args...)} }
 
 // fail answers with the status that err has on the wire.
 func (h *Handler) fail(w http.ResponseWriter, r *http.Request, err error) {
@@ -75,7 +75,7 @@ func (h *Handler) fail(w http.ResponseWriter, r *http.Request, err error) {
 }
 
 func statusOf(err error) int {
-	var request badRequest
+	var request requestError
 	var tooBig *http.MaxBytesError
 	var syntax *json.SyntaxError
 	var kind *json.UnmarshalTypeError

@@ -240,15 +240,13 @@ func (u *uploader) write(path string, content io.Reader) error {
 // create opens the file at path for writing, empty and owned by the user, and makes its parents.
 func create(path string, u account.User) (*os.File, error) {
 	info, err := os.Stat(path)
-	switch {
-	case err == nil:
-		if err := regular(path, info); err != nil {
-			return nil, err
-		}
-	default:
-		if err := account.MakeParents(filepath.Dir(path), u); err != nil {
-			return nil, err
-		}
+	if err == nil {
+		err = regular(path, info)
+	} else {
+		err = account.MakeParents(filepath.Dir(path), u)
+	}
+	if err != nil {
+		return nil, err
 	}
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NONBLOCK, 0o666)
 	if err != nil {

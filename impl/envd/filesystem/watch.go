@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -193,7 +194,7 @@ func (w *watch) add(dir string, report bool) error {
 	}
 	wd, err := unix.InotifyAddWatch(w.fd, filepath.Join(w.root, dir), flags)
 	switch {
-	case err != nil && dir != "" && (err == unix.ENOENT || err == unix.ENOTDIR || err == unix.EACCES || err == unix.ELOOP):
+	case dir != "" && isAny(err, unix.ENOENT, unix.ENOTDIR, unix.EACCES, unix.ELOOP):
 		return nil
 	case err != nil:
 		return watchError(err)
@@ -204,7 +205,7 @@ func (w *watch) add(dir string, report bool) error {
 	}
 	found, err := os.ReadDir(filepath.Join(w.root, dir))
 	if err != nil {
-		return nil
+		return nil //nolint:nilerr // it went, or was closed, while we looked; its own watch tells
 	}
 	for _, d := range found {
 		name := filepath.Join(dir, d.Name())
@@ -257,8 +258,12 @@ func (w *watch) emit(name string, op Op) error {
 	}
 }
 
+func isAny(err error, codes ...unix.Errno) bool {
+	return slices.ContainsFunc(codes, func(code unix.Errno) bool { return errors.Is(err, code) })
+}
+
 func watchError(err error) error {
-	if err == unix.ENOSPC || err == unix.EMFILE {
+	if isAny(err, unix.ENOSPC, unix.EMFILE) {
 		return fmt.Errorf("%w: %w", ErrWatches, err)
 	}
 	return err

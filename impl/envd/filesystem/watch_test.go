@@ -95,9 +95,8 @@ func TestG03_RecursiveWatchFollowsNewDirectories(t *testing.T) {
 		require.NoError(t, os.MkdirAll(filepath.Join(dir, deep), 0o755))
 		write(t, dir, deep, "f")
 	}
-	last := ""
 	for i := range 100 {
-		last = fmt.Sprintf("new%d/a/b/f", i)
+		last := fmt.Sprintf("new%d/a/b/f", i)
 		if w.count(Create, last) == 0 {
 			w.until(Create, last)
 		}

@@ -20,9 +20,10 @@ import (
 var (
 	// ErrNotFound says that no such process runs (or, for Attach, ran lately).
 	ErrNotFound = errors.New("process not found")
-	// ErrNoTerminal says that a process has pipes where a terminal is needed, ErrTerminal the opposite.
+	// ErrNoTerminal says that a process has pipes where a terminal is needed.
 	ErrNoTerminal = errors.New("process has no terminal")
-	ErrTerminal   = errors.New("process has a terminal")
+	// ErrTerminal says that a process has a terminal where pipes are needed.
+	ErrTerminal = errors.New("process has a terminal")
 )
 
 // Spec says what to run. Cmd is looked up in the PATH of Env; nothing passes through a shell.

@@ -24,7 +24,7 @@ func roundTrip(t *testing.T, socket, request string) (head, body string) {
 	t.Helper()
 	conn, err := net.Dial("unix", socket)
 	require.NoError(t, err)
-	defer conn.Close() //nolint:errcheck // read to its end
+	defer conn.Close()
 	require.NoError(t, conn.SetDeadline(time.Now().Add(stepLimit)))
 	_, err = io.WriteString(conn, request)
 	require.NoError(t, err)

@@ -99,7 +99,7 @@ func load(path string) bool {
 	if err != nil {
 		return false
 	}
-	defer f.Close() //nolint:errcheck // opened for reading
+	defer f.Close()
 	err = unix.FinitModule(int(f.Fd()), "", 0)
 	return err == nil || errors.Is(err, unix.EEXIST)
 }
@@ -156,7 +156,7 @@ func echo() {
 			return
 		}
 		go func() {
-			defer conn.Close()         //nolint:errcheck // the peer sees the end
+			defer conn.Close()
 			_, _ = io.Copy(conn, conn) // the peer decides when it ends
 		}()
 	}
@@ -167,7 +167,7 @@ func setAddress(name string, ip, mask net.IP) error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd) //nolint:errcheck // a socket that only carried requests
+	defer unix.Close(fd)
 	if err := ioctlAddress(fd, unix.SIOCSIFADDR, name, ip); err != nil {
 		return fmt.Errorf("address of %s: %w", name, err)
 	}
