@@ -190,7 +190,7 @@ func TestFilesAreShortAndNamedAfterThings(t *testing.T) {
 func lines(t *testing.T, path string) int {
 	f, err := os.Open(path)
 	require.NoError(t, err)
-	defer f.Close() //nolint:errcheck // opened for reading
+	defer f.Close()
 	n := 0
 	for s := bufio.NewScanner(f); s.Scan(); {
 		n++

@@ -78,7 +78,7 @@ func tail(path string) string {
 	if err != nil {
 		return "(unreadable: " + err.Error() + ")"
 	}
-	defer f.Close() //nolint:errcheck // opened for reading
+	defer f.Close()
 	if info, err := f.Stat(); err == nil && info.Size() > consoleTail {
 		_, err = f.Seek(-consoleTail, io.SeekEnd)
 		if err != nil {

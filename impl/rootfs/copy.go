@@ -26,7 +26,7 @@ func Copy(ctx context.Context, src, dst string) (err error) {
 	if err != nil {
 		return fmt.Errorf("copy disk: %w", err)
 	}
-	defer in.Close() //nolint:errcheck // opened for reading
+	defer in.Close()
 	out, err := os.OpenFile(dst, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return fmt.Errorf("copy disk: %w", err)
