@@ -3,8 +3,6 @@
 package bench_test
 
 import (
-	"fmt"
-	"os"
 	"slices"
 	"testing"
 
@@ -14,14 +12,7 @@ import (
 	"wrenn/impl/apiclient"
 )
 
-func TestMain(m *testing.M) {
-	code := m.Run()
-	if err := harness.Close(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { harness.Main(m) }
 
 // BenchmarkCreate makes and ends sandboxes one after the other through the API and reports the median of
 // every stage in milliseconds. "outside" is what neither the VMM nor the guest takes: our own share.

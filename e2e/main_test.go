@@ -3,18 +3,9 @@
 package e2e_test
 
 import (
-	"fmt"
-	"os"
 	"testing"
 
 	"wrenn/e2e/harness"
 )
 
-func TestMain(m *testing.M) {
-	code := m.Run()
-	if err := harness.Close(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { harness.Main(m) }

@@ -21,16 +21,15 @@ type Census map[string][]string
 // counters are what differs between two listings of the same rules.
 var counters = regexp.MustCompile(`\[\d+:\d+\]`)
 
-// Take lists network namespaces, links, addresses, routes, iptables rules, mounts, VMM processes, temporary
-// directories, and ip_forward.
+// Take lists network namespaces, links, addresses, routes, iptables rules, mounts, VMM processes, and
+// ip_forward.
 func Take(tb testing.TB) Census {
 	tb.Helper()
 	c := Census{
-		"netns":     entries(tb, "/run/netns"),
-		"temporary": temporary(tb),
-		"forward":   {read(tb, "/proc/sys/net/ipv4/ip_forward")},
-		"vmms":      vmms(tb),
-		"mounts":    mounts(tb),
+		"netns":   entries(tb, "/run/netns"),
+		"forward": {read(tb, "/proc/sys/net/ipv4/ip_forward")},
+		"vmms":    vmms(tb),
+		"mounts":  mounts(tb),
 	}
 	for kind, args := range map[string][]string{
 		"links":     {"ip", "-br", "link"},
@@ -84,19 +83,6 @@ func entries(tb testing.TB, dir string) []string {
 		names = append(names, e.Name())
 	}
 	return names
-}
-
-// temporary lists what the programs make in the temporary directory.
-func temporary(tb testing.TB) []string {
-	found, err := filepath.Glob(filepath.Join(os.TempDir(), "wrenn-*"))
-	require.NoError(tb, err)
-	out := []string{}
-	for _, path := range found {
-		if !strings.Contains(path, "wrenn-e2e-") {
-			out = append(out, path)
-		}
-	}
-	return out
 }
 
 func mounts(tb testing.TB) []string {

@@ -78,15 +78,6 @@ func Dir(tb testing.TB) string {
 // probes keeps the verdicts of the first probe of the VMMs for the later starts of this test binary.
 var probes = sync.OnceValues(func() (string, error) { return os.MkdirTemp("", "wrenn-e2e-probes-") })
 
-// Close removes what the package keeps between tests; TestMain calls it at the end.
-func Close() error {
-	dir, err := probes()
-	if err != nil {
-		return err
-	}
-	return os.RemoveAll(dir)
-}
-
 // Start starts `wrenn up` in dir with further flags, on free ports, and waits until it serves. Its log is
 // printed when the test fails. The test ends it by Stop or Kill; what is left at its end is killed.
 func Start(tb testing.TB, dir string, flags ...string) *System {
@@ -126,6 +117,8 @@ func launch(tb testing.TB, dir string, flags ...string) *System {
 	s := &System{Dir: dir, tb: tb, log: &logBuffer{}, done: make(chan struct{})}
 	s.cmd = exec.Command(bin, args...)
 	s.cmd.Stdout, s.cmd.Stderr = s.log, s.log
+	require.NoError(tb, os.MkdirAll(s.temporary(), 0o700))
+	s.cmd.Env = append(os.Environ(), "TMPDIR="+s.temporary())
 	require.NoError(tb, s.cmd.Start())
 	go func() {
 		_ = s.cmd.Wait() // how it ended is in ProcessState
@@ -164,6 +157,7 @@ func (s *System) Stop() {
 		require.FailNow(s.tb, "wrenn up does not end", "%s", s.log)
 	}
 	require.True(s.tb, s.cmd.ProcessState.Success(), "wrenn up: %v\n%s", s.cmd.ProcessState, s.log)
+	assert.Empty(s.tb, entries(s.tb, s.temporary()), "temporary files stayed")
 }
 
 // Kill ends it by SIGKILL, which it cannot notice.
@@ -172,6 +166,9 @@ func (s *System) Kill() {
 	require.NoError(s.tb, s.cmd.Process.Signal(syscall.SIGKILL))
 	<-s.done
 }
+
+// temporary is where it makes its temporary files.
+func (s *System) temporary() string { return filepath.Join(s.Dir, "tmp") }
 
 // Log is all that it has logged.
 func (s *System) Log() string { return s.log.String() }

@@ -2,7 +2,6 @@ package sdk
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"os/exec"
 	"testing"
@@ -14,14 +13,7 @@ import (
 	"wrenn/impl/need"
 )
 
-func TestMain(m *testing.M) {
-	code := m.Run()
-	if err := harness.Close(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { harness.Main(m) }
 
 // TestU01_SDKUnchanged runs full.test.mjs against a `wrenn up` of its own.
 func TestU01_SDKUnchanged(t *testing.T) {

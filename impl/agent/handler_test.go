@@ -149,9 +149,9 @@ func TestA01_ErrorsAreCodedOnce(t *testing.T) {
 
 func TestA01_NobodyWithoutTheToken(t *testing.T) {
 	s := serve(t)
-	resp, err := http.Post(s.url+hostagentv1connect.HostAgentServicePingProcedure, "application/json", strings.NewReader("{}")) //nolint:forbidigo // plays a stranger
+	resp, err := http.Post(s.url+hostagentv1connect.HostAgentServicePingProcedure, "application/json", strings.NewReader("{}"))
 	require.NoError(t, err)
 	require.NoError(t, resp.Body.Close())
 	assert.Equal(t, http.StatusUnauthorized, resp.StatusCode)
-	http.DefaultClient.CloseIdleConnections() //nolint:forbidigo // plays a stranger
+	http.DefaultClient.CloseIdleConnections()
 }

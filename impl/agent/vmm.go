@@ -123,7 +123,7 @@ func (v *vmmPart) Console(dir string, limit int) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read console: %w", err)
 	}
-	defer f.Close() //nolint:errcheck // opened for reading
+	defer f.Close()
 	size, err := f.Seek(0, io.SeekEnd)
 	if err != nil {
 		return nil, fmt.Errorf("read console: %w", err)

@@ -53,7 +53,7 @@ func cpuinfoKHz() float64 {
 	if err != nil {
 		return 0
 	}
-	defer f.Close() //nolint:errcheck // opened for reading
+	defer f.Close()
 	var mhz float64
 	lines := bufio.NewScanner(f)
 	for lines.Scan() {

@@ -1,0 +1,39 @@
+package harness
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// Main is the TestMain of a package that starts Systems. There is one agent per host, and a census sees
+// the whole host, so such packages run one after the other however many `go test` starts at a time.
+func Main(m *testing.M) {
+	code, err := locked(m.Run)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "harness:", err)
+		os.Exit(1)
+	}
+	os.Exit(code)
+}
+
+func locked(run func() int) (code int, err error) {
+	lock, err := os.OpenFile(filepath.Join(os.TempDir(), "wrenn-e2e.lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return 0, err
+	}
+	defer lock.Close()
+	// The deadline is that of the test binary, which `go test -timeout` sets.
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return 0, fmt.Errorf("wait for other suites: %w", err)
+	}
+	code = run()
+	dir, err := probes()
+	if err != nil {
+		return code, err
+	}
+	return code, os.RemoveAll(dir)
+}
