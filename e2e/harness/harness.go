@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -60,7 +61,7 @@ type System struct {
 
 	tb   testing.TB
 	cmd  *exec.Cmd
-	log  *logBuffer
+	log  *Buffer
 	done chan struct{}
 	rpc  *http.Transport
 }
@@ -114,7 +115,7 @@ func launch(tb testing.TB, dir string, flags ...string) *System {
 	if vmm := os.Getenv("WRENN_E2E_VMM"); vmm != "" {
 		args = append(args, "--vmm", vmm)
 	}
-	s := &System{Dir: dir, tb: tb, log: &logBuffer{}, done: make(chan struct{})}
+	s := &System{Dir: dir, tb: tb, log: &Buffer{}, done: make(chan struct{})}
 	s.cmd = exec.Command(bin, args...)
 	s.cmd.Stdout, s.cmd.Stderr = s.log, s.log
 	require.NoError(tb, os.MkdirAll(s.temporary(), 0o700))
@@ -144,7 +145,7 @@ func (s *System) up() bool {
 		return false
 	}
 	resp, err := rt.RoundTrip(req)
-	return err == nil && resp.Body.Close() == nil && bytes.Contains(s.log.Bytes(), []byte(s.APIURL))
+	return err == nil && resp.Body.Close() == nil && strings.Contains(s.log.String(), s.APIURL)
 }
 
 // Stop ends it as Ctrl-C does and waits; it must end in an orderly way.
@@ -256,22 +257,22 @@ func (s *System) TryExec(sandbox apiclient.Sandbox, cmd string, args ...string) 
 	return out.String(), err
 }
 
-// logBuffer collects a process's output for readers at any time.
-type logBuffer struct {
+// Buffer collects output for readers at any time. The zero value is empty.
+type Buffer struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
 }
 
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(p)
+// Write appends p.
+func (b *Buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
 }
 
-func (l *logBuffer) Bytes() []byte {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return bytes.Clone(l.buf.Bytes())
+// String is all that was written so far.
+func (b *Buffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
 }
-
-func (l *logBuffer) String() string { return string(l.Bytes()) }

@@ -53,7 +53,7 @@ Ctrl-C ends all sandboxes and removes whatever was made for them. With --keep th
 			cfg.dir = o.dataDir()
 			cfg.logger = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
 			cfg.agent.DestroyAtExit = !keep
-			cfg.ready = func(e endpoint) { printBanner(cmd.OutOrStdout(), e) }
+			cfg.ready = func(e endpoint) { printBanner(cmd.OutOrStdout(), e, keep) }
 			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 			defer stop()
 			context.AfterFunc(ctx, stop) // a second Ctrl-C ends the process at once
@@ -140,7 +140,11 @@ func reachable(addr string) string {
 	return net.JoinHostPort(host, port)
 }
 
-func printBanner(w io.Writer, e endpoint) {
+func printBanner(w io.Writer, e endpoint, keep bool) {
+	end := "Ctrl-C ends Wrenn and all sandboxes."
+	if keep {
+		end = "Ctrl-C ends Wrenn; the sandboxes run on, and the next `wrenn up` takes them over."
+	}
 	self, err := os.Executable()
 	if err != nil {
 		self = "wrenn"
@@ -162,7 +166,7 @@ With E2B's SDK:
 
   export E2B_API_URL=%[2]s E2B_SANDBOX_URL=%[3]s E2B_API_KEY=%[4]s
 
-Ctrl-C ends Wrenn and all sandboxes.
+%[6]s
 
-`, time.Now().Format(time.DateTime), e.APIURL, e.SandboxURL, e.APIKey, self)
+`, time.Now().Format(time.DateTime), e.APIURL, e.SandboxURL, e.APIKey, self, end)
 }
