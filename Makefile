@@ -61,7 +61,6 @@ lint:
 
 test: deps-test build image test-unit test-e2e ## All tests (as root)
 
-# In continuous integration nothing may stay unrun: a missing ability fails the test instead of skipping it.
 test-unit:
 	$(GO) test -race -timeout 10m ./impl/... ./guest/... ./proto/...
 

@@ -1,8 +1,9 @@
 // Package need is how a test says what it cannot do without: root, a program, a device.
 //
 // Where the ability is missing the test is skipped with the reason, unless WRENN_NEED names the
-// ability (or is "all"): then it must run, and the skip becomes a failure. Continuous integration and
-// the test VM set WRENN_NEED, so nothing stays unrun there without anybody noticing.
+// ability, or says "all": then it must run, and the skip becomes a failure. "all,-kvm" is all but kvm.
+// Continuous integration and the test VM set WRENN_NEED, so nothing stays unrun there without anybody
+// noticing.
 package need
 
 import (
@@ -13,7 +14,8 @@ import (
 	"testing"
 )
 
-// Env names the variable that lists, separated by commas, the abilities whose absence is a failure.
+// Env names the variable that lists, separated by commas, the abilities whose absence is a failure, "all"
+// for every one, and with a minus in front those that are excepted.
 const Env = "WRENN_NEED"
 
 // Root skips unless the test runs as root.
@@ -54,7 +56,7 @@ func Short(tb testing.TB, why string) {
 func missing(tb testing.TB, ability, remedy string) {
 	tb.Helper()
 	must := strings.Split(os.Getenv(Env), ",")
-	if slices.Contains(must, ability) || slices.Contains(must, "all") {
+	if slices.Contains(must, ability) || slices.Contains(must, "all") && !slices.Contains(must, "-"+ability) {
 		tb.Fatalf("this test needs %s, and %s says that it must run here: %s", ability, Env, remedy)
 	}
 	tb.Skipf("this test needs %s: %s", ability, remedy)

@@ -37,6 +37,8 @@ func TestAMissingAbilitySkipsOrFailsWithItsRemedy(t *testing.T) {
 		w = ask(t, must, absent)
 		assert.Contains(t, w.failed, "install no-such-program")
 	}
+	w = ask(t, "all,-no-such-program", absent)
+	assert.Contains(t, w.skipped, "no-such-program")
 	w = ask(t, "image", func(tb testing.TB) { File(tb, "image", "/no/such/file", "run `make image`") })
 	assert.Contains(t, w.failed, "make image")
 	w = ask(t, "all", func(tb testing.TB) { Program(tb, "go"); File(tb, "root", "/", "") })
