@@ -15,7 +15,7 @@ PROGRAMS := wrenn wrenn-cp wrenn-agent firecracker-qemu
 export GOFLAGS := -buildvcs=false
 
 # What a host needs to run sandboxes and to build the image, and what the tests need on top (a C compiler
-# for the race detector, Node.js for E2B's SDK).
+# for the race detector, and npm for E2B's SDK).
 RUN_PACKAGES := qemu-system-x86 mmdebstrap iptables iproute2 util-linux e2fsprogs xz-utils lz4 curl ca-certificates
 TEST_PACKAGES := gcc libc6-dev git procps zstd
 
@@ -30,7 +30,6 @@ deps: ## Install the Debian packages that running needs (as root), and Firecrack
 
 deps-test: deps
 	@.ci/install $(TEST_PACKAGES)
-	@command -v node >/dev/null || .ci/install nodejs
 	@command -v npm >/dev/null || .ci/install npm
 
 generate: ## Generate the code of proto/ anew

