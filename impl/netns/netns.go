@@ -38,8 +38,8 @@ func Create(name string) (*Handle, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := prepareDir(); err != nil {
-		return nil, fmt.Errorf("preparing %s: %w", Dir, err)
+	if err := Prepare(); err != nil {
+		return nil, err
 	}
 	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE|os.O_EXCL, 0)
 	if err != nil {
@@ -161,10 +161,18 @@ func Unprepare() error {
 	return nil
 }
 
-// prepareDir makes Dir a shared mount, so that a namespace that is mounted or unmounted in one mount
+// Prepare makes Dir a shared mount, so that a namespace that is mounted or unmounted in one mount
 // namespace (a VMM has its own) is so in all; without it a deleted one would live on in those made
-// before. The lock is the one that iproute2 takes for the same work.
-func prepareDir() error {
+// before. The lock is the one that iproute2 takes for the same work. Create does it by itself; calling
+// it first keeps the mount table the same from then on.
+func Prepare() error {
+	if err := prepare(); err != nil {
+		return fmt.Errorf("preparing %s: %w", Dir, err)
+	}
+	return nil
+}
+
+func prepare() error {
 	if err := os.MkdirAll(Dir, 0o755); err != nil {
 		return err
 	}

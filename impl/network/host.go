@@ -10,6 +10,8 @@ import (
 	"slices"
 
 	"github.com/coreos/go-iptables/iptables"
+
+	"wrenn/impl/netns"
 )
 
 // Config is what a Host needs.
@@ -73,6 +75,9 @@ func (h *Host) Setup(ctx context.Context) error {
 		}
 	}
 	if err := h.noteAndForward(); err != nil {
+		return fmt.Errorf("network: setting up the host: %w", err)
+	}
+	if err := netns.Prepare(); err != nil {
 		return fmt.Errorf("network: setting up the host: %w", err)
 	}
 	return nil

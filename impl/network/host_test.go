@@ -175,10 +175,10 @@ func TestN03_TheFolderOfNamespacesIsPutBack(t *testing.T) {
 			require.NoError(t, errors.Join(ns.Close(), netns.Delete("of-another-program")))
 		}
 		require.NoError(t, h.Setup(t.Context()))
-		require.NoError(t, h.Create(t.Context(), 68, Policy{}))
 		during, err := netns.Prepared()
 		require.NoError(t, err)
-		assert.True(t, during)
+		assert.True(t, during, "the first sandbox would change the mount table")
+		require.NoError(t, h.Create(t.Context(), 68, Policy{}))
 		require.NoError(t, h.Remove(t.Context(), 68))
 		require.NoError(t, h.Teardown(t.Context()))
 		after, err := netns.Prepared()
