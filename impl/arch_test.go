@@ -59,7 +59,7 @@ var rules = []rule{
 
 	// The agent wires the domain to the adapters.
 	{"impl/agent", []string{
-		"impl/sandbox", "impl/firecracker", "impl/network", "impl/rootfs", "impl/envdclient", "impl/portproxy",
+		"impl/sandbox", "impl/firecracker", "impl/network", "impl/netns", "impl/rootfs", "impl/envdclient", "impl/portproxy",
 		"impl/transport", "impl/safename", "impl/internal/...", "proto/gen/...",
 	}, "the one place where adapters meet"},
 

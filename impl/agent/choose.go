@@ -110,15 +110,37 @@ func try(ctx context.Context, cfg Config, c candidate) (binary string, a Attempt
 	}
 	v, err := firecracker.Probe(ctx, firecracker.ProbeConfig{
 		Binary: binary, Env: c.env, Kernel: kernelPath(cfg.ImageDir), Initramfs: initramfsPath(cfg.ImageDir),
-		CacheDir: filepath.Join(cfg.Dir, "probes"), Timeout: c.timeout,
+		CacheDir: probeDir(cfg), Timeout: c.timeout, Fresh: cfg.ProbeAfresh,
 	})
 	if err != nil {
 		a.Reason = err.Error()
 		return "", a
 	}
 	a.OK, a.Reason, a.Took = v.OK, v.Reason, v.Took
+	if v.Cached && !v.OK {
+		a.Reason += " (found by an earlier probe; `wrenn doctor` tries again)"
+	}
 	return binary, a
 }
+
+// clearProbes ends the probes of an agent that was killed while it probed.
+func clearProbes(ctx context.Context, dir string) error {
+	if err := endOrphans(ctx, dir); err != nil {
+		return err
+	}
+	left, err := filepath.Glob(filepath.Join(dir, "run-*"))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, path := range left {
+		errs = append(errs, os.RemoveAll(path))
+	}
+	return errors.Join(errs...)
+}
+
+// probeDir keeps verdicts, and the machines of probes while they run.
+func probeDir(cfg Config) string { return filepath.Join(cfg.Dir, "probes") }
 
 // reason says why the last of tried was taken: what was wrong with those before it.
 func reason(tried []Attempt) string {

@@ -26,6 +26,8 @@ type Config struct {
 	Firecracker, FirecrackerQEMU string
 	// VMM forces "firecracker", "qemu-kvm" or "qemu-tcg"; empty takes the first that boots a guest.
 	VMM string
+	// ProbeAfresh boots a guest on each VMM even where an earlier verdict is known.
+	ProbeAfresh bool
 	// MemoryMiB is what all guests together may have; 0 means 85 % of the host's memory.
 	MemoryMiB int
 	// ReadyDisks is how many copies of a used template's disk are kept ready.
@@ -45,8 +47,11 @@ type Config struct {
 	OnListen func(addr netip.AddrPort)
 }
 
-// Defaults of a Config.
+// Defaults and bounds of a Config.
 const (
+	// maxBootTimeout leaves a create that fails the time to be taken down within the 5 minutes that a
+	// control plane waits.
+	maxBootTimeout = 3 * time.Minute
 	// DefaultListen is beside the control plane's two ports, which E2B's SDKs expect at 3000 and 3002.
 	DefaultListen = "127.0.0.1:3003"
 	// DefaultEgressRate and DefaultEgressBurst are 200 MB/s and 100 MB: twice what a gigabit link
@@ -68,6 +73,9 @@ func (c Config) check() error {
 	const longest = 103 - len("/sandboxes/") - 32 - len("/vmm.sock")
 	if len(c.Dir) > longest {
 		return fmt.Errorf("agent: dir %q has %d bytes; at most %d leave room for Unix sockets", c.Dir, len(c.Dir), longest)
+	}
+	if c.BootTimeout > maxBootTimeout {
+		return fmt.Errorf("agent: boot-timeout %v is more than %v, after which a control plane gives a create up", c.BootTimeout, maxBootTimeout)
 	}
 	if c.Logger == nil {
 		return errors.New("agent: a logger must be set")

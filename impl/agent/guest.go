@@ -17,6 +17,11 @@ import (
 // this account.
 const defaultUser = "user"
 
+// maxVersion is how much of what a guest calls its version is kept, in bytes: it goes into every list.
+const maxVersion = 32
+
+func firstBytes(s string) string { return s[:min(len(s), maxVersion)] }
+
 // guestPart is the real sandbox.Guest.
 type guestPart struct{}
 
@@ -45,5 +50,5 @@ func (guestPart) Init(ctx context.Context, addr netip.Addr, init sandbox.GuestIn
 	if err != nil {
 		return sandbox.BootReport{}, fmt.Errorf("start the guest's daemon: %w", errors.Join(context.Cause(ctx), err))
 	}
-	return sandbox.BootReport{EnvdVersion: result.Version, InitAt: result.Boot.Init, EnvdAt: result.Boot.Envd, NowAt: result.Boot.Now}, nil
+	return sandbox.BootReport{EnvdVersion: firstBytes(result.Version), InitAt: result.Boot.Init, EnvdAt: result.Boot.Envd, NowAt: result.Boot.Now}, nil
 }

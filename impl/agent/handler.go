@@ -77,8 +77,8 @@ func (h *handler) DestroySandbox(ctx context.Context, r *connect.Request[hostage
 	return connect.NewResponse(&hostagentv1.DestroySandboxResponse{}), nil
 }
 
-func (h *handler) SetSandboxDeadline(_ context.Context, r *connect.Request[hostagentv1.SetSandboxDeadlineRequest]) (*connect.Response[hostagentv1.SetSandboxDeadlineResponse], error) {
-	deadline, err := h.manager.SetDeadline(r.Msg.GetId(), timeoutFromWire(r.Msg.GetTimeout()), r.Msg.GetExtendOnly())
+func (h *handler) SetSandboxDeadline(ctx context.Context, r *connect.Request[hostagentv1.SetSandboxDeadlineRequest]) (*connect.Response[hostagentv1.SetSandboxDeadlineResponse], error) {
+	deadline, err := h.manager.SetDeadline(ctx, r.Msg.GetId(), timeoutFromWire(r.Msg.GetTimeout()), r.Msg.GetExtendOnly())
 	if err != nil {
 		return nil, toWireError(err)
 	}

@@ -88,7 +88,7 @@ func realGround(t *testing.T, image, binary string) sandboxtest.Ground {
 	t.Cleanup(func() { assert.NoError(t, host.Teardown(context.WithoutCancel(t.Context()))) })
 	disks, err := rootfs.NewStore(rootfs.Config{ImageDir: image, ReadyDir: filepath.Join(dir, "ready"), Logger: logger})
 	require.NoError(t, err)
-	t.Cleanup(func() { assert.NoError(t, disks.Close(true)) })
+	t.Cleanup(func() { assert.NoError(t, disks.Close()) })
 	part := &networkPart{host: host}
 	restart := func() {
 		slots, err := network.NewAllocator(network.MaxSlot)

@@ -1,37 +1,139 @@
 package agent
 
 import (
+	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"wrenn/impl/firecracker"
+	"wrenn/impl/internal/atomicfile"
 )
 
-// lockPath is one per host, whatever the agent's directory: slots, their names and their addresses are
-// the host's, and two agents would take the same ones.
-const lockPath = "/run/wrenn-agent.lock"
+// Slots, their names and their addresses are the host's, whatever directory an agent keeps its sandboxes
+// in, so there is one agent per host at a time, and a next one in another directory must not take what the
+// last one's sandboxes still use.
+const (
+	lockPath   = "/run/wrenn-agent.lock"
+	recordPath = "/run/wrenn-agent.json"
+)
 
-// lockHost makes this process the host's only agent until the returned function is called or the
-// process ends.
-func lockHost() (unlock func() error, err error) {
+// record says whose sandboxes are on the host.
+type record struct {
+	Dir string `json:"dir"`
+	// HostBoot is the boot of the host that it was written in; after another one no sandbox is left.
+	HostBoot string `json:"hostBoot"`
+}
+
+// lockHost makes this process the host's only agent until the returned function is called or the process
+// ends. It refuses while sandboxes of an agent with another directory are left.
+func lockHost(ctx context.Context, dir string) (unlock func() error, err error) {
 	f, err := os.OpenFile(lockPath, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("agent: open the host's lock: %w", err)
 	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, f.Close())
+		}
+	}()
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		holder, readErr := os.ReadFile(lockPath)
 		if readErr != nil {
 			holder = []byte("unknown")
 		}
-		return nil, errors.Join(fmt.Errorf("agent: another agent (pid %s) runs on this host: %w", holder, err), f.Close())
+		return nil, fmt.Errorf("agent: another agent (pid %s) runs on this host: %w", holder, err)
 	}
 	if err := f.Truncate(0); err != nil {
-		return nil, errors.Join(fmt.Errorf("agent: write the host's lock: %w", err), f.Close())
+		return nil, fmt.Errorf("agent: write the host's lock: %w", err)
 	}
 	if _, err := fmt.Fprintf(f, "%d", os.Getpid()); err != nil {
-		return nil, errors.Join(fmt.Errorf("agent: write the host's lock: %w", err), f.Close())
+		return nil, fmt.Errorf("agent: write the host's lock: %w", err)
 	}
-	// The file stays: removing it while another process waits would give two locks.
-	return f.Close, nil
+	if err := succeed(ctx, dir); err != nil {
+		return nil, err
+	}
+	// The lock's file stays: removing it while another process waits would give two locks.
+	return func() error { return errors.Join(resign(dir), f.Close()) }, nil
+}
+
+// succeed checks what the last agent left and puts this one's name in its place.
+func succeed(ctx context.Context, dir string) error {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return fmt.Errorf("agent: read the boot id: %w", err)
+	}
+	mine := record{Dir: dir, HostBoot: strings.TrimSpace(string(boot))}
+	var last record
+	data, err := os.ReadFile(recordPath)
+	if err == nil {
+		err = json.Unmarshal(data, &last)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("agent: read %s: %w", recordPath, err)
+	}
+	if last.HostBoot == mine.HostBoot && last.Dir != dir {
+		if err := checkLeft(ctx, last.Dir); err != nil {
+			return err
+		}
+	}
+	if data, err = json.Marshal(mine); err != nil {
+		return fmt.Errorf("agent: encode the host's record: %w", err)
+	}
+	return atomicfile.Write(recordPath, data, 0o600)
+}
+
+// checkLeft refuses when sandboxes of another directory are left. Machines whose directory is gone can be
+// taken over by nobody, and are ended.
+func checkLeft(ctx context.Context, other string) error {
+	if sandboxesLeft(other) {
+		return fmt.Errorf("agent: sandboxes are left on this host by an agent with the directory %s; "+
+			"to take them over or to end them start that one again: wrenn up --dir %s", other, strings.TrimSuffix(other, "/agent"))
+	}
+	return endOrphans(ctx, other)
+}
+
+// endOrphans ends the machines below root.
+func endOrphans(ctx context.Context, root string) error {
+	orphans, err := firecracker.Orphans(root)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for dir, id := range orphans {
+		p, err := firecracker.Adopt(id)
+		if errors.Is(err, firecracker.ErrGone) {
+			continue
+		}
+		if err == nil {
+			err = p.Kill(ctx)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("agent: end the machine left in %s: %w", dir, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// resign removes the record when nothing of ours is left on the host.
+func resign(dir string) error {
+	if sandboxesLeft(dir) {
+		return nil
+	}
+	if err := os.Remove(recordPath); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("agent: remove the host's record: %w", err)
+	}
+	return nil
+}
+
+// sandboxesLeft reports whether an agent's directory has sandboxes in it.
+func sandboxesLeft(dir string) bool {
+	entries, err := os.ReadDir(filepath.Join(dir, "sandboxes"))
+	return err == nil && len(entries) > 0
 }

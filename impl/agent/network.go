@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"sync/atomic"
 
+	"wrenn/impl/netns"
 	"wrenn/impl/network"
 	"wrenn/impl/sandbox"
 )
@@ -27,7 +28,14 @@ func (n *networkPart) Reserve() (int, error) {
 	return int(slot), err
 }
 
-func (n *networkPart) Claim(slot int) error { return n.slots.Claim(network.Slot(slot)) }
+// Claim refuses a slot without a network: a machine cut off from the world is nothing to take over.
+func (n *networkPart) Claim(slot int) error {
+	ns, err := netns.Open(network.Slot(slot).Netns())
+	if err != nil {
+		return fmt.Errorf("slot %d: %w", slot, err)
+	}
+	return errors.Join(ns.Close(), n.slots.Claim(network.Slot(slot)))
+}
 
 // Free panics on a slot that is not held: two sandboxes would believe that it is theirs.
 func (n *networkPart) Free(slot int) {

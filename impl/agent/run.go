@@ -49,6 +49,12 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err := cfg.check(); err != nil {
 		return err
 	}
+	// A busy port is found before anything is changed. Requests wait until what is alive is adopted.
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", cfg.Listen)
+	if err != nil {
+		return fmt.Errorf("agent: listen on %s: %w", cfg.Listen, err)
+	}
+	defer listener.Close() //nolint:errcheck // the server has closed it, or nobody used it
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	h := &host{cfg: cfg}
@@ -59,14 +65,10 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		}
 		return err
 	}
-	// What is alive is adopted before the first request; what has to be undone is undone beside them.
+	// What has to be undone is undone beside the first requests.
 	finish, err := h.manager.Recover()
 	if err != nil {
 		return err
-	}
-	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", cfg.Listen)
-	if err != nil {
-		return fmt.Errorf("agent: listen on %s: %w", cfg.Listen, err)
 	}
 	return h.serve(ctx, listener, finish)
 }
@@ -77,7 +79,10 @@ func (h *host) open(ctx, background context.Context) error {
 	if err := os.MkdirAll(h.cfg.Dir, 0o700); err != nil {
 		return fmt.Errorf("agent: make its directory: %w", err)
 	}
-	if h.unlock, err = lockHost(); err != nil {
+	if h.unlock, err = lockHost(ctx, h.cfg.Dir); err != nil {
+		return err
+	}
+	if err := clearProbes(ctx, probeDir(h.cfg)); err != nil {
 		return err
 	}
 	choice := Choose(ctx, h.cfg)
@@ -180,9 +185,10 @@ func (h *host) stop(ctx context.Context, server *http.Server) error {
 func (h *host) close() error {
 	var errs []error
 	if h.disks != nil {
-		errs = append(errs, h.disks.Close(h.cfg.DestroyAtExit))
+		errs = append(errs, h.disks.Close())
 	}
-	if h.network != nil && h.cfg.DestroyAtExit {
+	// Sandboxes that are left, whatever the reason, keep the rules that isolate them.
+	if h.network != nil && h.cfg.DestroyAtExit && !sandboxesLeft(h.cfg.Dir) {
 		ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
 		defer cancel()
 		errs = append(errs, h.network.Teardown(ctx))

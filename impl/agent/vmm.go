@@ -42,10 +42,7 @@ func (v *vmmPart) Boot(ctx context.Context, spec sandbox.BootSpec) (sandbox.Mach
 		return nil, fmt.Errorf("%w: %w", sandbox.ErrNoVMM, err)
 	}
 	m := v.watch(p, spec.Dir)
-	if err := v.configure(ctx, spec); err != nil {
-		return nil, errors.Join(err, m.Kill(context.WithoutCancel(ctx)))
-	}
-	return m, nil
+	return m, v.configure(ctx, spec)
 }
 
 // configure tells the VMM what to run and starts it.

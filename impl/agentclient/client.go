@@ -23,7 +23,7 @@ import (
 const (
 	ReadTimeout    = 10 * time.Second
 	DestroyTimeout = time.Minute
-	CreateTimeout  = 2 * time.Minute
+	CreateTimeout  = 5 * time.Minute
 )
 
 // readLimit bounds a reply: a list of 32767 sandboxes, the most that a host can hold, with a kilobyte of

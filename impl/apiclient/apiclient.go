@@ -29,7 +29,9 @@ type Client struct {
 
 // New returns a client of the API at base ("http://127.0.0.1:3000") that authenticates with key.
 func New(base, key string, transport http.RoundTripper) *Client {
-	return &Client{base: base, key: key, http: &http.Client{Transport: transport}}
+	// The API never redirects, and the key must not follow somebody who does.
+	stay := func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	return &Client{base: base, key: key, http: &http.Client{Transport: transport, CheckRedirect: stay}}
 }
 
 // Error is a refusal by the control plane.
@@ -171,13 +173,14 @@ func (c *Client) Logs(ctx context.Context, id string, limit int) ([]string, erro
 			Message string `json:"message"`
 		} `json:"logs"`
 	}
-	query := url.Values{"limit": {strconv.Itoa(limit)}}
+	// The API's limit counts from where the direction starts.
+	query := url.Values{"limit": {strconv.Itoa(limit)}, "direction": {"backward"}}
 	if _, err := c.do(ctx, http.MethodGet, "/v2/sandboxes/"+url.PathEscape(id)+"/logs", query, nil, &reply); err != nil {
 		return nil, err
 	}
 	lines := make([]string, len(reply.Logs))
 	for i, l := range reply.Logs {
-		lines[i] = l.Message
+		lines[len(lines)-1-i] = l.Message
 	}
 	return lines, nil
 }

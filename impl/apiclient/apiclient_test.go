@@ -61,6 +61,25 @@ func TestIDsCannotLeaveTheirPathSegment(t *testing.T) {
 	assert.True(t, IsNotFound(err))
 }
 
+func TestTheKeyDoesNotFollowARedirect(t *testing.T) {
+	elsewhere := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("it was followed") }))
+	t.Cleanup(elsewhere.Close)
+	c := newClient(t, func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, elsewhere.URL, http.StatusTemporaryRedirect)
+	})
+	require.Error(t, c.Kill(t.Context(), "x"))
+}
+
+func TestLogsAreTheLastLinesInOrder(t *testing.T) {
+	c := newClient(t, func(w http.ResponseWriter, r *http.Request) {
+		assert.Equal(t, "backward", r.URL.Query().Get("direction"))
+		_, _ = w.Write([]byte(`{"logs":[{"message":"third"},{"message":"second"}]}`))
+	})
+	lines, err := c.Logs(t.Context(), "x", 2)
+	require.NoError(t, err)
+	assert.Equal(t, []string{"second", "third"}, lines)
+}
+
 func TestSilenceNamesTheRemedy(t *testing.T) {
 	server := httptest.NewServer(nil)
 	c := New(server.URL, "key", server.Client().Transport)

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -77,7 +78,7 @@ func Main() int {
 	case errors.As(err, &exit):
 		return exit.Code
 	default:
-		fmt.Fprintln(os.Stderr, "wrenn:", err)
+		fmt.Fprintln(os.Stderr, "wrenn:", printable(err.Error()))
 		return 1
 	}
 }
@@ -165,6 +166,16 @@ func printJSON(w io.Writer, v any) error {
 	enc := json.NewEncoder(w)
 	enc.SetIndent("", "  ")
 	return enc.Encode(v)
+}
+
+// printable takes from a guest's words whatever could act on the terminal that they are printed on.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r == '\n' || r == '\t' || unicode.IsPrint(r) {
+			return r
+		}
+		return -1
+	}, s)
 }
 
 // pairs parses KEY=VALUE arguments of the named flag.

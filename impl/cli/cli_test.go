@@ -134,6 +134,12 @@ func TestExitCodesAreThePrograms(t *testing.T) {
 	require.NoError(t, exitError(envdclient.Exit{}, nil))
 	assert.Equal(t, ExitError{Code: 3}, exitError(envdclient.Exit{Code: 3}, nil))
 	assert.Equal(t, ExitError{Code: 137}, exitError(envdclient.Exit{Code: -1, Status: "signal: killed"}, nil))
+	assert.Equal(t, ExitError{Code: 143}, exitError(envdclient.Exit{Code: -1, Status: "signal: terminated"}, nil))
+	assert.Equal(t, ExitError{Code: 139}, exitError(envdclient.Exit{Code: -1, Status: "signal: segmentation fault (core dumped)"}, nil))
+}
+
+func TestAGuestCannotDriveTheTerminal(t *testing.T) {
+	assert.Equal(t, "]0;PWNED[31mred\tü\n", printable("\x1b]0;PWNED\a\x1b[31mred\tü\n\r\x00"))
 }
 
 func TestArgumentsAreChecked(t *testing.T) {

@@ -35,7 +35,7 @@ func demoCommand(o *options) *cobra.Command {
 of "wrenn up" if one runs, and otherwise starts one for as long as the demo takes (which needs root).`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
+			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 			defer stop()
 			d := demo{out: cmd.OutOrStdout()}
 			if e, err := o.endpoint(); err == nil && answers(ctx, e) {

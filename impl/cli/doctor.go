@@ -32,10 +32,10 @@ func doctorCommand(o *options) *cobra.Command {
 		Use:   "doctor",
 		Short: "Say whether sandboxes can run on this machine, with which VMM, and why",
 		Long: `Say whether sandboxes can run on this machine, with which VMM, and why. Each VMM is probed by booting a
-tiny guest; the verdict is kept for as long as kernel, image and programs stay the same.`,
+tiny guest, whatever was found before.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg.Dir = filepath.Join(o.dataDir(), "agent")
+			cfg.Dir, cfg.ProbeAfresh = filepath.Join(o.dataDir(), "agent"), true
 			cfg.Logger = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 			checks := examine(cmd.Context(), cfg)
 			failed := 0

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -68,7 +69,7 @@ command's. The program is not run by a shell; for one, say: wrenn exec ID -- bas
 	return cmd
 }
 
-// exitError turns a program's end into this process's: a signal gives 128 and more, as shells do.
+// exitError turns a program's end into this process's: signal N gives 128 + N, as shells do.
 func exitError(exit envdclient.Exit, err error) error {
 	switch {
 	case err != nil:
@@ -77,10 +78,20 @@ func exitError(exit envdclient.Exit, err error) error {
 		return nil
 	case exit.Code < 0:
 		fmt.Fprintln(os.Stderr, "wrenn: the program ended by", exit.Status)
-		return ExitError{Code: 128 + int(syscall.SIGKILL)}
+		return ExitError{Code: 128 + int(signalOf(exit.Status))}
 	default:
 		return ExitError{Code: exit.Code}
 	}
+}
+
+// signalOf finds the signal that "signal: terminated" speaks of; SIGKILL when it speaks of none.
+func signalOf(status string) syscall.Signal {
+	for s := syscall.Signal(1); s < 32; s++ {
+		if strings.HasPrefix(status, "signal: "+s.String()) {
+			return s
+		}
+	}
+	return syscall.SIGKILL
 }
 
 func ptyCommand(o *options) *cobra.Command {

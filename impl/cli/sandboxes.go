@@ -131,7 +131,11 @@ func killCommand(o *options) *cobra.Command {
 			}
 			var errs []error
 			for _, id := range ids {
-				if err := client.Kill(cmd.Context(), id); err != nil {
+				err := client.Kill(cmd.Context(), id)
+				if all && apiclient.IsNotFound(err) {
+					continue // it ended by itself since it was listed
+				}
+				if err != nil {
 					errs = append(errs, fmt.Errorf("kill %s: %w", id, err))
 				}
 			}
@@ -161,7 +165,7 @@ func logsCommand(o *options) *cobra.Command {
 				return printJSON(cmd.OutOrStdout(), logs)
 			}
 			for _, l := range logs {
-				if _, err := fmt.Fprintln(cmd.OutOrStdout(), l); err != nil {
+				if _, err := fmt.Fprintln(cmd.OutOrStdout(), printable(l)); err != nil {
 					return err
 				}
 			}

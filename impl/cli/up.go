@@ -53,8 +53,8 @@ Ctrl-C ends all sandboxes and removes whatever was made for them. With --keep th
 			cfg.dir = o.dataDir()
 			cfg.logger = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
 			cfg.agent.DestroyAtExit = !keep
-			cfg.ready = func(e endpoint) { printBanner(cmd.OutOrStdout(), e, keep) }
-			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
+			cfg.ready = func(e endpoint) { printBanner(cmd.OutOrStdout(), e, cfg.dir, keep) }
+			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 			defer stop()
 			context.AfterFunc(ctx, stop) // a second Ctrl-C ends the process at once
 			return up(ctx, cfg)
@@ -96,11 +96,7 @@ func up(ctx context.Context, cfg upConfig) error {
 			return runControlPlane(ctx, cfg, s, addr)
 		}
 	})
-	err = group.Wait()
-	if removeErr := os.Remove(filepath.Join(cfg.dir, endpointName)); removeErr != nil && !os.IsNotExist(removeErr) {
-		err = errors.Join(err, removeErr)
-	}
-	return err
+	return group.Wait()
 }
 
 func runControlPlane(ctx context.Context, cfg upConfig, s secrets, agentAddr netip.AddrPort) error {
@@ -109,23 +105,35 @@ func runControlPlane(ctx context.Context, cfg upConfig, s secrets, agentAddr net
 	cp.Secret, cp.BootstrapKey = s.TokenSecret, s.APIKey
 	cp.Agents = []agentclient.Config{{Name: "local", URL: "http://" + agentAddr.String(), Token: s.AgentToken}}
 	cp.Logger = cfg.logger.With("program", "control-plane")
-	failed := make(chan error, 1)
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	path := filepath.Join(cfg.dir, endpointName)
+	written := false
 	cp.Ready = func(a controlplane.Addresses) {
 		e := endpoint{APIURL: "http://" + reachable(a.API), SandboxURL: "http://" + reachable(a.Proxy), APIKey: s.APIKey}
-		data, err := json.MarshalIndent(e, "", "\t")
-		if err == nil {
-			err = atomicfile.Write(filepath.Join(cfg.dir, endpointName), data, 0o600)
+		if err := writeEndpoint(path, e); err != nil {
+			stop(err)
+			return
 		}
-		failed <- err
+		written = true
 		cfg.ready(e)
 	}
 	err := controlplane.Run(ctx, cp)
-	select {
-	case writeErr := <-failed:
-		return errors.Join(err, writeErr)
-	default:
-		return err
+	if cause := context.Cause(ctx); err == nil && !errors.Is(cause, context.Canceled) {
+		err = cause
 	}
+	if written { // another process's stays
+		err = errors.Join(err, os.Remove(path))
+	}
+	return err
+}
+
+func writeEndpoint(path string, e endpoint) error {
+	data, err := json.MarshalIndent(e, "", "\t")
+	if err != nil {
+		return fmt.Errorf("encode %s: %w", path, err)
+	}
+	return atomicfile.Write(path, data, 0o600)
 }
 
 // reachable replaces a wildcard address by one that a client on this machine can use.
@@ -140,7 +148,7 @@ func reachable(addr string) string {
 	return net.JoinHostPort(host, port)
 }
 
-func printBanner(w io.Writer, e endpoint, keep bool) {
+func printBanner(w io.Writer, e endpoint, dir string, keep bool) {
 	end := "Ctrl-C ends Wrenn and all sandboxes."
 	if keep {
 		end = "Ctrl-C ends Wrenn; the sandboxes run on, and the next `wrenn up` takes them over."
@@ -148,6 +156,9 @@ func printBanner(w io.Writer, e endpoint, keep bool) {
 	self, err := os.Executable()
 	if err != nil {
 		self = "wrenn"
+	}
+	if dir != agent.DefaultDir {
+		self += " --dir " + dir
 	}
 	_, _ = fmt.Fprintf(w, `
 Wrenn is up (%s).

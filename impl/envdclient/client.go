@@ -34,6 +34,10 @@ type Config struct {
 	AccessToken string
 }
 
+// maxMessage bounds a message from a guest in bytes: a directory listing of 100,000 entries fits, an event
+// of output is at most 32 KiB.
+const maxMessage = 16 << 20
+
 // Client talks to one guest's daemon. It is safe for concurrent use.
 type Client struct {
 	base  string
@@ -60,12 +64,15 @@ func New(c Config) (*Client, error) {
 	if c.HTTPClient == nil || c.HTTPClient.Timeout != 0 {
 		return nil, errors.New("make envd client: an HTTP client without a timeout is needed")
 	}
-	d := doer{client: c.HTTPClient, headers: c.Headers.Clone(), token: c.AccessToken}
+	// A guest belongs to whoever has root in it: it may not send the host and its tokens elsewhere.
+	client := *c.HTTPClient
+	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	d := doer{client: &client, headers: c.Headers.Clone(), token: c.AccessToken}
 	base := strings.TrimRight(c.BaseURL, "/")
 	return &Client{
 		base: base, http: d,
-		procs: processconnect.NewProcessClient(d, base),
-		files: filesystemconnect.NewFilesystemClient(d, base),
+		procs: processconnect.NewProcessClient(d, base, connect.WithReadMaxBytes(maxMessage)),
+		files: filesystemconnect.NewFilesystemClient(d, base, connect.WithReadMaxBytes(maxMessage)),
 	}, nil
 }
 

@@ -26,6 +26,8 @@ type ProbeConfig struct {
 	CacheDir string
 	// Timeout bounds the boot; 0 means 5 s.
 	Timeout time.Duration
+	// Fresh boots a guest even where a verdict is kept.
+	Fresh bool
 }
 
 // Verdict is what a probe found.
@@ -36,6 +38,8 @@ type Verdict struct {
 	Reason string `json:"reason"`
 	// Took is how long the boot took, from starting the VMM to the guest's line.
 	Took time.Duration `json:"took"`
+	// Hung says that the whole timeout passed, which is why such a failure is kept.
+	Hung bool `json:"hung"`
 	// Cached says that an earlier probe found it.
 	Cached bool `json:"-"`
 }
@@ -56,7 +60,7 @@ func Probe(ctx context.Context, cfg ProbeConfig) (Verdict, error) {
 	if err != nil {
 		return Verdict{}, fmt.Errorf("probe %s: %w", cfg.Binary, err)
 	}
-	if v, ok := cfg.recall(key); ok {
+	if v, ok := cfg.recall(key); ok && !cfg.Fresh {
 		return v, nil
 	}
 	v, err := cfg.boot(ctx)
@@ -73,7 +77,7 @@ func Probe(ctx context.Context, cfg ProbeConfig) (Verdict, error) {
 func (cfg ProbeConfig) boot(ctx context.Context) (v Verdict, err error) {
 	ctx, cancel := context.WithTimeout(ctx, cfg.Timeout)
 	defer cancel()
-	dir, err := os.MkdirTemp("", "wrenn-probe")
+	dir, err := cfg.workDir()
 	if err != nil {
 		return v, err
 	}
@@ -93,6 +97,17 @@ func (cfg ProbeConfig) boot(ctx context.Context) (v Verdict, err error) {
 	return cfg.verdict(ctx, begin, release, err)
 }
 
+// workDir is below CacheDir, so that a machine whose prober was killed is found there by Orphans.
+func (cfg ProbeConfig) workDir() (string, error) {
+	if cfg.CacheDir == "" {
+		return os.MkdirTemp("", "wrenn-probe-")
+	}
+	if err := os.MkdirAll(cfg.CacheDir, 0o700); err != nil {
+		return "", err
+	}
+	return os.MkdirTemp(cfg.CacheDir, "run-")
+}
+
 // verdict tells a VMM that does not work from a caller that gave up.
 func (cfg ProbeConfig) verdict(ctx context.Context, begin time.Time, release string, err error) (Verdict, error) {
 	v := Verdict{OK: err == nil, Reason: "booted Linux " + release, Took: time.Since(begin)}
@@ -100,7 +115,7 @@ func (cfg ProbeConfig) verdict(ctx context.Context, begin time.Time, release str
 	case errors.Is(ctx.Err(), context.Canceled):
 		return Verdict{}, ctx.Err()
 	case err != nil && ctx.Err() != nil:
-		v.Reason = fmt.Sprintf("no guest booted within %s: %s", cfg.Timeout, err)
+		v.Hung, v.Reason = true, fmt.Sprintf("no guest booted within %s: %s", cfg.Timeout, err)
 	case err != nil:
 		v.Reason = err.Error()
 	}
@@ -202,7 +217,8 @@ func (cfg ProbeConfig) recall(key string) (Verdict, bool) {
 
 // remember writes a verdict beside and renames it, so that no reader sees half of it.
 func (cfg ProbeConfig) remember(key string, v Verdict) error {
-	if cfg.CacheDir == "" {
+	// A failure that was quick costs little to see again, and its cause may be mended meanwhile.
+	if cfg.CacheDir == "" || !v.OK && !v.Hung {
 		return nil
 	}
 	raw, err := json.Marshal(kept{Key: key, At: time.Now(), Verdict: v})

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"strings"
 
 	"wrenn/impl/transport"
 )
@@ -87,6 +88,9 @@ func rewriteAtEdge(pr *httputil.ProxyRequest) {
 // ServeHTTP routes one request.
 func (e *edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	to, err := edgeRoute(r)
+	if err == nil && !strings.HasPrefix(rawTarget(r), "/") {
+		err = errors.New("the request's target must be a path") // "x:3/health" would be glued onto the port
+	}
 	if err != nil {
 		writeBadRoute(w, err)
 		return

@@ -90,8 +90,8 @@ func newRoute(source, id, port string) (route, error) {
 		return route{}, err
 	}
 	n, err := strconv.ParseUint(port, 10, 16)
-	if err != nil || n == 0 || !digits(port) {
-		return route{}, fmt.Errorf("%s: port %.20q must be a number from 1 to 65535", source, port)
+	if err != nil || n == 0 || !digits(port) || port[0] == '0' {
+		return route{}, fmt.Errorf("%s: port %.20q must be a number from 1 to 65535 without leading zeros", source, port)
 	}
 	return route{id: id, port: uint16(n)}, nil
 }

@@ -1,12 +1,15 @@
 package portproxy
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -233,4 +236,22 @@ func FuzzPathRoute(f *testing.F) {
 			t.Fatalf("%q became %+v %q", target, to, rest)
 		}
 	})
+}
+
+func TestV03_ATargetThatIsNoPathIsRefused(t *testing.T) {
+	e := NewEdge(EdgeConfig{Logger: slog.New(slog.DiscardHandler), Lookup: func(context.Context, string) (AgentTarget, error) {
+		t.Error("it was looked up")
+		return AgentTarget{}, ErrNotFound
+	}})
+	for _, target := range []string{"x:3/health", "mailto:x"} {
+		r, err := http.ReadRequest(bufio.NewReader(strings.NewReader("GET " + target + " HTTP/1.1\r\nHost: 4998-abc.localhost\r\n\r\n")))
+		require.NoError(t, err)
+		w := httptest.NewRecorder()
+		e.ServeHTTP(w, r)
+		assert.Equal(t, http.StatusBadRequest, w.Code, target)
+	}
+	for _, path := range []string{"/proxy/abc/049983/init", "/proxy/abc/0/x", "/proxy/abc/+80/x"} {
+		_, _, err := pathRoute(path)
+		require.Error(t, err, path)
+	}
 }

@@ -46,19 +46,14 @@ type Store struct {
 	closed  bool
 }
 
-// NewStore empties ReadyDir of what an earlier life left half-copied and returns a Store.
+// NewStore empties ReadyDir, whose copies of an earlier life are never trusted: they were not synced, so
+// after a crash of the host they may be torn.
 func NewStore(cfg Config) (*Store, error) {
+	if err := os.RemoveAll(cfg.ReadyDir); err != nil {
+		return nil, fmt.Errorf("remove ready disks of an earlier life: %w", err)
+	}
 	if err := os.MkdirAll(cfg.ReadyDir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the directory of ready disks: %w", err)
-	}
-	left, err := filepath.Glob(filepath.Join(cfg.ReadyDir, "*.part"))
-	if err != nil {
-		return nil, fmt.Errorf("look for half-copied disks: %w", err)
-	}
-	for _, path := range left {
-		if err := os.Remove(path); err != nil {
-			return nil, fmt.Errorf("remove a half-copied disk: %w", err)
-		}
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Store{cfg: cfg, ctx: ctx, cancel: cancel, filling: make(map[string]bool)}, nil
@@ -103,16 +98,13 @@ func (s *Store) Fill(template string) {
 	})
 }
 
-// Close stops the background copies. With empty the ready ones are removed too.
-func (s *Store) Close(empty bool) error {
+// Close stops the background copies and removes the ready ones.
+func (s *Store) Close() error {
 	s.mu.Lock()
 	s.closed = true
 	s.mu.Unlock()
 	s.cancel()
 	s.wg.Wait()
-	if !empty {
-		return nil
-	}
 	if err := os.RemoveAll(s.cfg.ReadyDir); err != nil {
 		return fmt.Errorf("remove ready disks: %w", err)
 	}
@@ -131,7 +123,7 @@ func (s *Store) fill(template string) error {
 		}
 		s.mu.Lock()
 		s.serial++
-		name := fmt.Sprintf("%s@%s@%d-%d", t.Name, t.generation, os.Getpid(), s.serial)
+		name := fmt.Sprintf("%s@%s@%d", t.Name, t.generation, s.serial)
 		s.mu.Unlock()
 		path := filepath.Join(s.cfg.ReadyDir, name)
 		if err := Copy(s.ctx, t.path, path+".part"); err != nil {

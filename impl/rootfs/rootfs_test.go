@@ -55,7 +55,7 @@ func newStore(t testing.TB, ready int) (*Store, string) {
 		ImageDir: filepath.Join(dir, "image"), ReadyDir: filepath.Join(dir, "ready"), Ready: ready, Logger: slog.New(slog.DiscardHandler),
 	})
 	require.NoError(t, err)
-	t.Cleanup(func() { assert.NoError(t, s.Close(true)) })
+	t.Cleanup(func() { assert.NoError(t, s.Close()) })
 	return s, dir
 }
 
@@ -171,15 +171,22 @@ func TestARebuiltTemplateRetiresReadyDisks(t *testing.T) {
 	assert.NoFileExists(t, old)
 }
 
-func TestHalfCopiedDisksOfAnEarlierLifeAreRemoved(t *testing.T) {
-	ready := t.TempDir()
-	part := filepath.Join(ready, "base@1@1-1.part")
-	require.NoError(t, os.WriteFile(part, []byte("x"), 0o600))
-	s, err := NewStore(Config{ImageDir: t.TempDir(), ReadyDir: ready, Logger: slog.New(slog.DiscardHandler)})
+func TestDisksOfAnEarlierLifeAreNotTrusted(t *testing.T) {
+	s, dir := newStore(t, 1)
+	s.Fill("base")
+	glob := func() []string {
+		found, err := filepath.Glob(filepath.Join(dir, "ready", "base@*[0-9]"))
+		require.NoError(t, err)
+		return found
+	}
+	require.Eventually(t, func() bool { return len(glob()) == 1 }, 20*time.Second, 5*time.Millisecond)
+	torn := glob()[0]
+	require.NoError(t, os.Truncate(torn, 0)) // what a crash of the host may leave
+	next, err := NewStore(s.cfg)
 	require.NoError(t, err)
-	assert.NoFileExists(t, part)
-	require.NoError(t, s.Close(false))
-	assert.DirExists(t, ready)
+	assert.Empty(t, glob())
+	require.NoError(t, next.Close())
+	assert.NoDirExists(t, filepath.Join(dir, "ready"))
 }
 
 // BenchmarkCreate compares a copy made on demand with one that was ready.

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
+	"unicode"
 
 	"wrenn/impl/step"
 )
@@ -79,11 +81,10 @@ func (m *Manager) boot(ctx context.Context, s *owned) error {
 		ID: s.now.ID, Dir: m.dir(s.now.ID), Slot: s.now.Slot, VCPUs: s.now.VCPUs, MemoryMiB: s.now.MemoryMiB,
 		Kernel: s.tmpl.Kernel, Initramfs: s.tmpl.Initramfs, DiskPath: m.diskPath(s),
 	})
-	if err != nil {
-		return err
+	if machine != nil {
+		s.machine = machine // also beside an error: it may still run
 	}
-	s.machine = machine
-	return nil
+	return err
 }
 
 // explain adds to a failed create what the caller cannot see: why it was cut short, or what the guest
@@ -106,9 +107,19 @@ func (m *Manager) explain(ctx context.Context, s *owned, err error) error {
 		return errors.Join(err, consoleErr)
 	}
 	if len(console) > 0 {
-		err = fmt.Errorf("%w; the guest's console ends with:\n%s", err, console)
+		err = fmt.Errorf("%w; the guest's console ends with:\n%s", err, printable(console))
 	}
 	return err
+}
+
+// printable takes from what a guest printed whatever could act on the terminal of who reads it.
+func printable(console []byte) string {
+	return strings.Map(func(r rune) rune {
+		if r == '\n' || r == '\t' || unicode.IsPrint(r) {
+			return r
+		}
+		return -1
+	}, strings.ToValidUTF8(string(console), ""))
 }
 
 // stages turns the steps' times into those that a caller is told: the wait for the guest is split by

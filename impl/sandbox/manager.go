@@ -83,7 +83,6 @@ func (m *Manager) Create(ctx context.Context, req CreateRequest) (Info, error) {
 	}
 	stop := context.AfterFunc(ctx, s.abort)
 	defer stop()
-	m.wg.Go(func() { m.own(s, true) })
 	<-s.created
 	if s.createErr != nil {
 		if ctx.Err() != nil {
@@ -94,7 +93,7 @@ func (m *Manager) Create(ctx context.Context, req CreateRequest) (Info, error) {
 	return s.info(), nil
 }
 
-// admit enters s in the table if its id is new and the host has the memory for it.
+// admit enters s in the table, and starts its owner, if its id is new and the host has the memory for it.
 func (m *Manager) admit(s *owned) (*owned, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -116,6 +115,7 @@ func (m *Manager) admit(s *owned) (*owned, error) {
 		}
 	}
 	m.sandboxes[id] = s
+	m.wg.Go(func() { m.own(s, true) })
 	return s, nil
 }
 
@@ -155,7 +155,7 @@ func (m *Manager) Destroy(ctx context.Context, id string) error {
 
 // SetDeadline moves the moment at which a running sandbox is reaped to timeout from now and returns
 // it. With extendOnly an earlier moment than the present one is not taken.
-func (m *Manager) SetDeadline(id string, timeout time.Duration, extendOnly bool) (time.Time, error) {
+func (m *Manager) SetDeadline(ctx context.Context, id string, timeout time.Duration, extendOnly bool) (time.Time, error) {
 	if err := validateTimeout(timeout); err != nil {
 		return time.Time{}, err
 	}
@@ -163,7 +163,7 @@ func (m *Manager) SetDeadline(id string, timeout time.Duration, extendOnly bool)
 	if err != nil {
 		return time.Time{}, err
 	}
-	return s.setDeadline(timeout, extendOnly)
+	return s.setDeadline(ctx, timeout, extendOnly)
 }
 
 // Console returns at most limit of the last bytes that the guest printed on its console.
@@ -175,7 +175,8 @@ func (m *Manager) Console(id string, limit int) ([]byte, error) {
 }
 
 // Close refuses further creates, aborts those under way, and returns when no goroutine of the Manager
-// runs. With destroy every sandbox is destroyed first; without, the machines stay for the next life.
+// runs. With destroy every sandbox is destroyed first; without, the machines stay for the next life. What
+// could not be removed is said, and left to the next life too, whose journal has it as being destroyed.
 func (m *Manager) Close(ctx context.Context, destroy bool) error {
 	m.mu.Lock()
 	m.closed = true
@@ -190,13 +191,18 @@ func (m *Manager) Close(ctx context.Context, destroy bool) error {
 		wg.Go(func() {
 			if destroy {
 				errs[i] = s.destroy(ctx)
-			} else {
-				s.letGo()
 			}
+			s.letGo()
 		})
 	}
 	wg.Wait()
-	m.wg.Wait()
+	idle := make(chan struct{})
+	go func() { m.wg.Wait(); close(idle) }()
+	select {
+	case <-idle:
+	case <-ctx.Done(): // a teardown hangs in the kernel; its owner ends when that does
+		errs = append(errs, fmt.Errorf("end the sandboxes: %w", context.Cause(ctx)))
+	}
 	return errors.Join(errs...)
 }
 

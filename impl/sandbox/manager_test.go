@@ -115,6 +115,44 @@ func TestA06_DestroyThatFailsIsRepeatedByItself(t *testing.T) {
 	})
 }
 
+func TestA06_CloseReturnsThoughATeardownFails(t *testing.T) {
+	h := sandboxtest.NewHost()
+	cfg := config(t, h)
+	m, err := sandbox.NewManager(cfg)
+	require.NoError(t, err)
+	_, err = m.Create(t.Context(), request("a"))
+	require.NoError(t, err)
+	h.Fail("network.remove", errors.New("busy"))
+	require.ErrorContains(t, m.Close(t.Context(), true), "busy")
+	h.Fail("network.remove", nil)
+	h.Restart()
+	next := newManager(t, cfg)
+	finish, err := next.Recover()
+	require.NoError(t, err)
+	_, err = finish(t.Context())
+	require.NoError(t, err)
+	assert.Empty(t, h.Census(), "the next life does not finish it")
+}
+
+func TestA03_AFailedBootStillOwnsItsMachine(t *testing.T) {
+	h := sandboxtest.NewHost()
+	m := newManager(t, config(t, h))
+	h.FailAfterBoot = errors.New("refused")
+	_, err := m.Create(t.Context(), request("a"))
+	require.ErrorIs(t, err, h.FailAfterBoot)
+	assert.Empty(t, h.Census(), "a machine beside an error was forgotten")
+}
+
+func TestV03_AConsoleCannotDriveTheReadersTerminal(t *testing.T) {
+	h := sandboxtest.NewHost()
+	h.ConsoleText = "\x1b]0;PWNED\a\x1b[31mred\n"
+	h.Fail("guest.init", errors.New("no answer"))
+	m := newManager(t, config(t, h))
+	_, err := m.Create(t.Context(), request("a"))
+	require.ErrorContains(t, err, "PWNED[31mred")
+	assert.NotContains(t, err.Error(), "\x1b")
+}
+
 func TestA03_AGuestThatNeverAnswersIsGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := sandboxtest.NewHost()

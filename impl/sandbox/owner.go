@@ -130,7 +130,7 @@ func (s *owned) destroy(ctx context.Context) error {
 	}
 }
 
-func (s *owned) setDeadline(timeout time.Duration, extendOnly bool) (time.Time, error) {
+func (s *owned) setDeadline(ctx context.Context, timeout time.Duration, extendOnly bool) (time.Time, error) {
 	if i := s.info(); i.State != Running {
 		return time.Time{}, i.State.conflict(i.ID, "given a new deadline")
 	}
@@ -143,6 +143,8 @@ func (s *owned) setDeadline(timeout time.Duration, extendOnly bool) (time.Time, 
 		return time.Time{}, errors.Join(ErrNotFound, Gone.conflict(s.now.ID, "given a new deadline"))
 	case <-s.left:
 		return time.Time{}, ErrClosed
+	case <-ctx.Done():
+		return time.Time{}, context.Cause(ctx)
 	}
 }
 

@@ -84,7 +84,8 @@ type Machine interface {
 
 // VMM starts machines. A machine outlives both the context that started it and the agent.
 type VMM interface {
-	// Boot returns when the virtual processors run.
+	// Boot returns when the virtual processors run. A machine beside an error is one that may still run
+	// and has to be killed.
 	Boot(ctx context.Context, spec BootSpec) (Machine, error)
 	// Adopt takes a machine over that an earlier life of the agent started; an error when that very
 	// process no longer runs.

@@ -20,7 +20,7 @@ func main() {
 		Short: "Run the sandboxes of one host (as root); the token comes from WRENN_AGENT_TOKEN",
 		Args:  cobra.NoArgs, SilenceUsage: true, SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
+			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 			defer stop()
 			return agent.Run(ctx, cfg)
 		},

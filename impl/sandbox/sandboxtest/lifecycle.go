@@ -127,10 +127,10 @@ func testCreateDestroy(t *testing.T, s *suite) {
 	require.NoError(t, err)
 	assert.LessOrEqual(t, len(console), 1024)
 
-	deadline, err := s.manager.SetDeadline(req.ID, 2*time.Hour, false)
+	deadline, err := s.manager.SetDeadline(t.Context(), req.ID, 2*time.Hour, false)
 	require.NoError(t, err)
 	assert.WithinDuration(t, time.Now().Add(2*time.Hour), deadline, time.Minute)
-	same, err := s.manager.SetDeadline(req.ID, time.Minute, true)
+	same, err := s.manager.SetDeadline(t.Context(), req.ID, time.Minute, true)
 	require.NoError(t, err)
 	assert.Equal(t, deadline, same, "extend only must not shorten")
 
@@ -144,7 +144,7 @@ func testCreateDestroy(t *testing.T, s *suite) {
 func testDeadline(t *testing.T, s *suite) {
 	req := s.request()
 	s.create(t, req)
-	_, err := s.manager.SetDeadline(req.ID, time.Second, false)
+	_, err := s.manager.SetDeadline(t.Context(), req.ID, time.Second, false)
 	require.NoError(t, err)
 	assert.Eventually(t, func() bool { return len(s.manager.List()) == 0 }, s.Patience, 20*time.Millisecond, "it outlived its deadline")
 }
@@ -221,7 +221,7 @@ func testCrash(t *testing.T, s *suite) {
 	require.NoError(t, err)
 	assert.NotEmpty(t, info.Failure)
 	assert.Equal(t, s.before, s.Census(t), "a failed sandbox holds on to the host")
-	_, err = s.manager.SetDeadline(req.ID, time.Minute, false)
+	_, err = s.manager.SetDeadline(t.Context(), req.ID, time.Minute, false)
 	require.ErrorIs(t, err, sandbox.ErrConflict)
 	_, err = s.manager.Console(req.ID, 100)
 	require.NoError(t, err, "the console of a failed sandbox is why it is kept")
@@ -280,7 +280,7 @@ func testRefusals(t *testing.T, s *suite) {
 		_, err := s.manager.Get(id)
 		require.ErrorIs(t, err, sandbox.ErrInvalid, "%q", id)
 		require.ErrorIs(t, s.manager.Destroy(t.Context(), id), sandbox.ErrInvalid, "%q", id)
-		_, err = s.manager.SetDeadline(id, time.Hour, false)
+		_, err = s.manager.SetDeadline(t.Context(), id, time.Hour, false)
 		require.ErrorIs(t, err, sandbox.ErrInvalid, "%q", id)
 		_, err = s.manager.Console(id, 1)
 		require.ErrorIs(t, err, sandbox.ErrInvalid, "%q", id)

@@ -26,6 +26,10 @@ type Host struct {
 	Slots int
 	// Hang makes guests never answer.
 	Hang bool
+	// FailAfterBoot, if set, is returned by a boot beside the machine that it started.
+	FailAfterBoot error
+	// ConsoleText is what machines print.
+	ConsoleText string
 	// HostBoot is the boot id that new machines get.
 	HostBoot string
 
@@ -40,7 +44,7 @@ type Host struct {
 // NewHost returns an empty host with ten slots.
 func NewHost() *Host {
 	return &Host{
-		Slots: 10, HostBoot: "boot-1", reserved: map[int]bool{}, networks: map[int]bool{},
+		Slots: 10, HostBoot: "boot-1", ConsoleText: "booted\n", reserved: map[int]bool{}, networks: map[int]bool{},
 		machines: map[string]*Machine{}, nextPID: 100, fail: map[string]error{},
 	}
 }
@@ -272,7 +276,7 @@ func (v vmm) Boot(ctx context.Context, spec sandbox.BootSpec) (sandbox.Machine, 
 		identity: sandbox.Identity{PID: v.h.nextPID, StartTicks: uint64(v.h.nextPID) * 100, HostBoot: v.h.HostBoot},
 	}
 	v.h.machines[spec.Dir] = m
-	return m, os.WriteFile(filepath.Join(spec.Dir, "console"), []byte("booted\n"), 0o600)
+	return m, errors.Join(v.h.FailAfterBoot, os.WriteFile(filepath.Join(spec.Dir, "console"), []byte(v.h.ConsoleText), 0o600))
 }
 
 func (v vmm) Adopt(id sandbox.Identity, dir string) (sandbox.Machine, error) {
