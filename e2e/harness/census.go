@@ -94,18 +94,19 @@ func mounts(tb testing.TB) []string {
 	return out
 }
 
-// vmms lists the processes that run a guest for a directory of these suites.
+// vmms lists the processes that run a guest for an agent.
 func vmms(tb testing.TB) []string {
 	found, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	require.NoError(tb, err)
 	out := []string{}
 	for _, path := range found {
 		cmdline, err := os.ReadFile(path)
-		if err != nil || !bytes.Contains(cmdline, []byte("/wrenn-e2e-")) || bytes.Contains(cmdline, []byte("\x00up\x00")) {
-			continue
+		// Those of other tests run in temporary directories of their own, with other names.
+		if err == nil && bytes.Contains(cmdline, []byte("\x00--api-sock\x00")) && bytes.Contains(cmdline, []byte("/wrenn-")) {
+			out = append(out, string(bytes.ReplaceAll(cmdline, []byte{0}, []byte{' '})))
 		}
-		out = append(out, string(bytes.ReplaceAll(cmdline, []byte{0}, []byte{' '})))
 	}
+	slices.Sort(out)
 	return out
 }
 

@@ -34,7 +34,7 @@ const readLimit = 64 << 20
 type Config struct {
 	// Name is what the store remembers a sandbox's agent by; it never changes for a host.
 	Name string
-	// URL is the agent's scheme, host and port, such as http://127.0.0.1:3001.
+	// URL is the agent's scheme, host and port, such as http://127.0.0.1:3003.
 	URL string
 	// Token is the agent's credential, sent in transport.AgentTokenHeader on every call.
 	Token string

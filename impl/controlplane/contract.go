@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/getkin/kin-openapi/openapi3"
@@ -186,6 +187,12 @@ func explain(err error) string {
 			field = path
 		}
 		reason = schema.Reason
+		switch bounds := schema.Schema; {
+		case schema.SchemaField == "maximum" && bounds.Max != nil:
+			reason = "number must be at most " + strconv.FormatFloat(*bounds.Max, 'f', -1, 64)
+		case schema.SchemaField == "minimum" && bounds.Min != nil:
+			reason = "number must be at least " + strconv.FormatFloat(*bounds.Min, 'f', -1, 64)
+		}
 	}
 	var parse *openapi3filter.ParseError
 	if errors.As(err, &parse) && schema == nil {

@@ -22,6 +22,10 @@ const (
 	// maxKey bounds a key of metadata and a name of an environment variable, in bytes.
 	maxKey = 256
 
+	// maxPairBytes bounds metadata and environment variables each, keys and values together; agents have
+	// the same bound.
+	maxPairBytes = 64 << 10
+
 	// settleTimeout bounds what is done after a create went wrong, for a client that no longer waits.
 	settleTimeout = agentclient.DestroyTimeout + agentclient.ReadTimeout
 )
@@ -51,6 +55,15 @@ func (s *server) create(timeout time.Duration) handler {
 func checkCreate(body newSandbox) (template string, err error) {
 	if template, err = templateName("templateID", body.TemplateID); err != nil {
 		return "", err
+	}
+	for field, pairs := range map[string]map[string]string{"metadata": body.Metadata, "envVars": body.EnvVars} {
+		bytes := 0
+		for k, v := range pairs {
+			bytes += len(k) + len(v)
+		}
+		if bytes > maxPairBytes {
+			return "", refuse(http.StatusBadRequest, "%s: all keys and values together have %d bytes, at most %d are allowed", field, bytes, maxPairBytes)
+		}
 	}
 	for key := range body.Metadata {
 		if key == "" || len(key) > maxKey {

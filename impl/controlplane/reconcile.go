@@ -3,7 +3,10 @@ package controlplane
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"wrenn/impl/agentclient"
 	"wrenn/impl/store"
@@ -12,6 +15,10 @@ import (
 // staleCreate is the age at which a row that is still "creating" belongs to nobody: no create lasts so long,
 // so the control plane that began it has died.
 const staleCreate = agentclient.CreateTimeout + settleTimeout
+
+// removers is how many sandboxes one round removes at a time: one whose teardown hangs (a minute at most)
+// must not keep the others waiting.
+const removers = 8
 
 // suspicion is what one comparison found and a second one must find again before anything is destroyed: a
 // single list may have been taken at a bad moment.
@@ -69,45 +76,76 @@ func (s *server) reconcile(ctx context.Context, agent *agentclient.Client, befor
 	}
 	now := suspicion{lost: map[string]int64{}, stray: map[string]bool{}}
 	known := make(map[string]bool, len(rows))
+	unwanted := map[string]string{}
 	var errs []error
 	for _, row := range rows {
 		known[row.ID] = true
 		sb, there := held[row.ID]
-		errs = append(errs, s.reconcileRow(ctx, agent, row, sb, there, before, now))
-	}
-	for id := range held {
-		if !known[id] {
-			errs = append(errs, s.reconcileStray(ctx, agent, id, before, now))
+		why, err := s.reconcileRow(ctx, agent, row, sb, there, before, now)
+		errs = append(errs, err)
+		if why != "" {
+			unwanted[row.ID] = why
 		}
 	}
-	return now, errors.Join(errs...)
+	for id := range held {
+		if known[id] {
+			continue
+		}
+		why, err := s.reconcileStray(ctx, id, before, now)
+		errs = append(errs, err)
+		if why != "" {
+			unwanted[id] = why
+		}
+	}
+	return now, errors.Join(append(errs, s.removeAll(ctx, agent, unwanted))...)
 }
 
-// reconcileRow settles one row; there says whether the agent holds sb, its sandbox.
-func (s *server) reconcileRow(ctx context.Context, agent *agentclient.Client, row store.Sandbox, sb agentclient.Sandbox, there bool, before, now suspicion) error {
+// removeAll removes sandboxes, a few at a time; unwanted says why for each id.
+func (s *server) removeAll(ctx context.Context, agent *agentclient.Client, unwanted map[string]string) error {
+	var group errgroup.Group
+	group.SetLimit(removers)
+	var mu sync.Mutex
+	var errs []error
+	for id, why := range unwanted {
+		group.Go(func() error {
+			if err := s.remove(ctx, agent, id, why); err != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				errs = append(errs, err)
+			}
+			return nil
+		})
+	}
+	_ = group.Wait() // the errors are in errs, all of them
+	return errors.Join(errs...)
+}
+
+// reconcileRow settles one row; there says whether the agent holds sb, its sandbox. It returns why the
+// sandbox has to be removed, if it has to.
+func (s *server) reconcileRow(ctx context.Context, agent *agentclient.Client, row store.Sandbox, sb agentclient.Sandbox, there bool, before, now suspicion) (why string, err error) {
 	_, killing := s.killing.Load(row.ID)
 	switch {
 	case killing, row.State == store.Creating && time.Since(row.CreatedAt) < staleCreate:
-		return nil
+		return "", nil
 	case row.State == store.Creating || row.State == store.Destroying:
-		return s.remove(ctx, agent, row.ID, "nobody wants it")
+		return "nobody wants it", nil
 	case there && sb.State == agentclient.StateDestroying:
-		return nil // the agent is at it; afterwards it no longer lists it
+		return "", nil // the agent is at it; afterwards it no longer lists it
 	case there && ended(sb.State):
 		s.cfg.Logger.WarnContext(ctx, "sandbox ended by itself", "sandbox", row.ID, "state", sb.State, "reason", sb.Failure)
-		return s.remove(ctx, agent, row.ID, "it ended by itself")
+		return "it ended by itself", nil
 	case there:
-		return s.adopt(ctx, row, sb)
+		return "", s.adopt(ctx, row, sb)
 	case before.lost[row.ID] != row.Version:
 		now.lost[row.ID] = row.Version
-		return nil
+		return "", nil
 	}
 	s.cfg.Logger.InfoContext(ctx, "sandbox is gone from its agent", "sandbox", row.ID, "agent", agent.Name(), "end", row.EndAt)
-	err := s.store.DeleteVersion(ctx, row.ID, row.Version)
+	err = s.store.DeleteVersion(ctx, row.ID, row.Version)
 	if errors.Is(err, store.ErrConflict) {
-		return nil // somebody changed or deleted it meanwhile: the next round looks again
+		return "", nil // somebody changed or deleted it meanwhile: the next round looks again
 	}
-	return err
+	return "", err
 }
 
 // adopt takes over the end that the agent holds to, unless the row has changed since it was read.
@@ -129,20 +167,21 @@ func (s *server) adopt(ctx context.Context, row store.Sandbox, sb agentclient.Sa
 }
 
 // reconcileStray settles a sandbox that the store does not know. A row is written before its agent is asked,
-// so a stray is what a lost create or a lost kill has left behind.
-func (s *server) reconcileStray(ctx context.Context, agent *agentclient.Client, id string, before, now suspicion) error {
-	_, err := s.store.Get(ctx, id)
+// so a stray is what a lost create or a lost kill has left behind. It returns why the sandbox has to be
+// removed, if it has to.
+func (s *server) reconcileStray(ctx context.Context, id string, before, now suspicion) (why string, err error) {
+	_, err = s.store.Get(ctx, id)
 	if err == nil {
-		return nil
+		return "", nil
 	}
 	if !errors.Is(err, store.ErrNotFound) {
-		return err
+		return "", err
 	}
 	if !before.stray[id] {
 		now.stray[id] = true
-		return nil
+		return "", nil
 	}
-	return s.remove(ctx, agent, id, "the store does not know it")
+	return "the store does not know it", nil
 }
 
 // remove has the agent destroy a sandbox and then deletes its row, if any.

@@ -126,7 +126,8 @@ func (s *server) extend(r *http.Request, timeout time.Duration, extendOnly bool)
 		return row, err
 	}
 	ctx := context.WithoutCancel(r.Context())
-	end, err := agent.SetDeadline(ctx, row.ID, timeout, extendOnly)
+	// Zero seconds, which the contract allows, is at once; an agent's shortest is a second.
+	end, err := agent.SetDeadline(ctx, row.ID, max(timeout, time.Second), extendOnly)
 	if err != nil {
 		return row, s.forget(ctx, row.ID, err)
 	}
