@@ -100,6 +100,38 @@ func TestF01_AKilledAgentIsClearedUpAfter(t *testing.T) {
 	before.Same(t)
 }
 
+// TestF01_AStartThatIsRefusedChangesNothing has the ways in which a second start meets a first.
+func TestF01_AStartThatIsRefusedChangesNothing(t *testing.T) {
+	before := harness.Take(t)
+	dir := harness.Dir(t)
+	s := harness.Start(t, dir)
+	box := s.Create()
+	running := harness.Take(t)
+
+	assert.Contains(t, harness.StartFails(t, dir), "another agent")
+	assert.Contains(t, harness.StartFails(t, harness.Dir(t)), "another agent")
+	_, errOut, code := wrenn(t, s, "", "exec", box.SandboxID, "--", "true")
+	assert.Zero(t, code, "the second start took the first one's address file away: %s", errOut)
+	running.Same(t)
+
+	// Whoever comes next after a crash, in another directory, must not take what the sandbox still uses.
+	s.Kill()
+	other := harness.Dir(t)
+	assert.Contains(t, harness.StartFails(t, other), "wrenn up --dir "+dir)
+	busy, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	assert.Contains(t, harness.StartFails(t, dir, "--agent-listen", busy.Addr().String()), "address already in use")
+	require.NoError(t, busy.Close())
+	running.Same(t)
+
+	s = harness.Start(t, dir)
+	assert.Equal(t, "ok\n", s.Exec(box, "echo", "ok"))
+	s.Stop()
+	before.Same(t)
+	s = harness.Start(t, other)
+	s.Stop()
+}
+
 // TestF03_AVMMThatDiesMakesItsSandboxFail reboots a guest from inside, which ends its VMM.
 func TestF03_AVMMThatDiesMakesItsSandboxFail(t *testing.T) {
 	s := harness.Start(t, harness.Dir(t))

@@ -99,6 +99,20 @@ func Start(tb testing.TB, dir string, flags ...string) *System {
 	return s
 }
 
+// StartFails starts `wrenn up` where it must refuse, and returns what it logged.
+func StartFails(tb testing.TB, dir string, flags ...string) string {
+	tb.Helper()
+	need.Root(tb)
+	s := launch(tb, dir, flags...)
+	select {
+	case <-s.done:
+	case <-time.After(Patience):
+		require.FailNow(tb, "wrenn up does not end", "%s", s.log)
+	}
+	require.False(tb, s.cmd.ProcessState.Success(), "wrenn up did not refuse:\n%s", s.log)
+	return s.log.String()
+}
+
 func launch(tb testing.TB, dir string, flags ...string) *System {
 	tb.Helper()
 	root := Root(tb)
