@@ -12,6 +12,8 @@ import (
 	"regexp"
 	"syscall"
 	"time"
+
+	"wrenn/impl/internal/atomicfile"
 )
 
 // ProbeConfig says which VMM to try, with which guest.
@@ -215,9 +217,9 @@ func (cfg ProbeConfig) recall(key string) (Verdict, bool) {
 	return k.Verdict, true
 }
 
-// remember writes a verdict beside and renames it, so that no reader sees half of it.
+// remember keeps a verdict for the next probe. A failure that was quick is not kept: it costs little to
+// see again, and its cause may be mended meanwhile.
 func (cfg ProbeConfig) remember(key string, v Verdict) error {
-	// A failure that was quick costs little to see again, and its cause may be mended meanwhile.
 	if cfg.CacheDir == "" || !v.OK && !v.Hung {
 		return nil
 	}
@@ -225,19 +227,5 @@ func (cfg ProbeConfig) remember(key string, v Verdict) error {
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(cfg.CacheDir, 0o700); err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(cfg.CacheDir, "new-*")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(raw)
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), cfg.file())
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return nil
+	return atomicfile.Write(cfg.file(), raw, 0o600)
 }
