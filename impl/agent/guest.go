@@ -37,7 +37,7 @@ func (guestPart) Init(ctx context.Context, addr netip.Addr, init sandbox.GuestIn
 		case <-finished:
 		}
 	}()
-	rt := transport.NewGuestTransport()
+	rt := transport.NewBootTransport()
 	defer rt.CloseIdleConnections()
 	client, err := envdclient.New(envdclient.Config{
 		BaseURL: "http://" + netip.AddrPortFrom(addr, portproxy.EnvdPort).String(), HTTPClient: &http.Client{Transport: rt},

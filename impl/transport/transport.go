@@ -100,11 +100,15 @@ func NewProxyTransport() *http.Transport {
 	return t
 }
 
-// NewGuestTransport returns the transport of one sandbox's guest daemon client: unary calls and streams
-// of a single peer, so 16 idle connections (an SDK holds 10 for files) are plenty. The owner calls
-// CloseIdleConnections before the guest is paused and when it is gone.
-func NewGuestTransport() *http.Transport {
-	return base(DialGuest, 16)
+// bootDial bounds a dial to a guest that is booting. A SYN that arrives before the guest's network is up is
+// lost, and TCP repeats it only after a second: dialling anew finds the guest sooner. 150 ms is several
+// turns of a busy two-core host's scheduler, so that a guest that is up does answer within it.
+const bootDial = 150 * time.Millisecond
+
+// NewBootTransport returns the transport for the first call to a guest, which is repeated until the guest
+// has booted. The owner calls CloseIdleConnections afterwards.
+func NewBootTransport() *http.Transport {
+	return base(dialer(bootDial).DialContext, 1)
 }
 
 // NewGuestPortTransport returns the transport from an agent's port proxy to one sandbox's ports, which

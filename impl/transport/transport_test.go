@@ -28,7 +28,7 @@ var transports = map[string]func() *http.Transport{
 	"rpc":       NewRPCTransport,
 	"stream":    NewStreamTransport,
 	"proxy":     NewProxyTransport,
-	"guest":     NewGuestTransport,
+	"boot":      NewBootTransport,
 	"guestport": func() *http.Transport { return NewGuestPortTransport(DialGuest) },
 }
 
