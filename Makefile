@@ -17,9 +17,9 @@ export GOFLAGS := -buildvcs=false
 # What a host needs to run sandboxes and to build the image, and what the tests need on top (a C compiler
 # for the race detector, and npm for E2B's SDK).
 RUN_PACKAGES := qemu-system-x86 mmdebstrap iptables iproute2 util-linux e2fsprogs xz-utils lz4 curl ca-certificates
-TEST_PACKAGES := gcc libc6-dev git procps zstd
+TEST_PACKAGES := gcc libc6-dev git procps zstd dmsetup
 
-.PHONY: help deps deps-test generate build image run demo check lint test test-unit test-e2e bench clean
+.PHONY: help deps deps-test generate build image run demo check lint test test-unit test-e2e vmtest bench clean
 
 help: ## Show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -67,8 +67,16 @@ test-unit:
 test-e2e:
 	$(GO) test -count=1 -timeout 12m -p 1 ./e2e/...
 
+# Packages whose tests want a kernel of their own: device-mapper, a working KVM, freedom to break things.
+VM_PACKAGES := ./impl/netns ./impl/rootfs ./guest/wrenn-init
+
+vmtest: deps-test build image ## Test the VM runner itself, and the packages that want a kernel of their own
+	$(GO) build -o $(BIN)/vmexec ./vagrant/vmexec
+	$(GO) test -timeout 15m ./vagrant/...
+	$(GO) test -count=1 -timeout 6m -exec $(CURDIR)/$(BIN)/vmexec $(VM_PACKAGES)
+
 bench: build image ## Benchmarks (as root)
-	$(GO) test -run '^$$' -bench . -p 1 ./impl/... ./e2e/...
+	$(GO) test -run '^$$' -bench . -p 1 ./impl/... ./bench/...
 
 clean: ## Remove what was built (the image's cache too)
 	rm -rf build e2e/sdk/node_modules

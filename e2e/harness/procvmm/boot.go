@@ -206,7 +206,7 @@ func replaceFile(path, content string) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	return os.WriteFile(path, []byte(content), 0o644) //nolint:gosec // every program of the guest reads it
+	return os.WriteFile(path, []byte(content), 0o644)
 }
 
 // startEnvd starts the daemon. It is not told that it has a guest of its own: the clock is the host's.

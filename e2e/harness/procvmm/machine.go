@@ -71,11 +71,11 @@ func (m *machine) putBootSource(b bootSource) error {
 		return err
 	}
 	if err := readable(b.KernelImagePath); err != nil {
-		return fmt.Errorf("The kernel file cannot be opened: %s", osText(err)) //nolint:staticcheck,revive // Firecracker's words
+		return fmt.Errorf("The kernel file cannot be opened: %s", osText(err)) //nolint:staticcheck // Firecracker's words
 	}
 	if b.InitrdPath != "" {
 		if err := readable(b.InitrdPath); err != nil {
-			return fmt.Errorf("The initrd file cannot be opened: %s", osText(err)) //nolint:staticcheck,revive // Firecracker's words
+			return fmt.Errorf("The initrd file cannot be opened: %s", osText(err)) //nolint:staticcheck // Firecracker's words
 		}
 	}
 	m.boot = &b
@@ -87,12 +87,12 @@ func (m *machine) putDrive(d drive) error {
 		return err
 	}
 	if err := readable(d.PathOnHost); err != nil {
-		return fmt.Errorf("Error manipulating the backing file: %s", osText(err)) //nolint:staticcheck,revive // Firecracker's words
+		return fmt.Errorf("Error manipulating the backing file: %s", osText(err)) //nolint:staticcheck // Firecracker's words
 	}
 	at := slices.IndexFunc(m.drives, func(o drive) bool { return o.DriveID == d.DriveID })
 	for i, o := range m.drives {
 		if i != at && o.IsRootDevice && d.IsRootDevice {
-			return errors.New("A root block device already exists!") //nolint:staticcheck,revive // Firecracker's words
+			return errors.New("A root block device already exists!") //nolint:staticcheck // Firecracker's words
 		}
 	}
 	if at >= 0 {
@@ -116,7 +116,7 @@ func (m *machine) putNIC(n nic) error {
 	}
 	tap, err := openTAP(n.HostDevName)
 	if err != nil {
-		return fmt.Errorf("Could not create the network device: Open tap device failed: %s", osText(err)) //nolint:staticcheck,revive // Firecracker's words
+		return fmt.Errorf("Could not create the network device: Open tap device failed: %s", osText(err)) //nolint:staticcheck // Firecracker's words
 	}
 	m.tap, m.nic = tap, &n
 	return nil
@@ -141,7 +141,7 @@ func (m *machine) start() error {
 		return err
 	}
 	if m.boot == nil {
-		return errors.New("Cannot start microvm without kernel configuration.") //nolint:staticcheck,revive // Firecracker's words
+		return errors.New("Cannot start microvm without kernel configuration.") //nolint:staticcheck // Firecracker's words
 	}
 	root := slices.IndexFunc(m.drives, func(d drive) bool { return d.IsRootDevice })
 	if root < 0 {
@@ -154,7 +154,7 @@ func (m *machine) start() error {
 		Drive: m.drives[root], Args: m.boot.BootArgs, NIC: m.nic,
 	}, m.tap, m.console)
 	if err != nil {
-		return fmt.Errorf("Start microvm error: %w", err) //nolint:staticcheck,revive // Firecracker's words
+		return fmt.Errorf("Start microvm error: %w", err) //nolint:staticcheck // Firecracker's words
 	}
 	m.guest, m.state = g, running
 	go func() {

@@ -84,10 +84,10 @@ func (r *rig) start(tb testing.TB, slot network.Slot) *box {
 // boot configures and starts a guest as the agent does.
 func (r *rig) boot(tb testing.TB, slot network.Slot) *box {
 	tb.Helper()
-	dir, err := os.MkdirTemp("", "procvmm") //nolint:usetesting // a test's own has too long a path for sockets
+	dir, err := os.MkdirTemp("", "procvmm")
 	require.NoError(tb, err)
 	socket := filepath.Join(dir, "s")
-	b := &box{tb: tb, disk: r.disk, console: filepath.Join(dir, "console"), conns: transport.NewGuestTransport()}
+	b := &box{tb: tb, disk: r.disk, console: filepath.Join(dir, "console"), conns: transport.NewStreamTransport()}
 	tb.Cleanup(func() {
 		b.end()
 		if tb.Failed() {
