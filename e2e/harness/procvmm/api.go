@@ -50,8 +50,8 @@ type (
 
 // Firecracker's words for a call at the wrong time.
 var (
-	errAfterStart  = errors.New("The requested operation is not supported after starting the microVM.")  //nolint:staticcheck,revive // its words
-	errBeforeStart = errors.New("The requested operation is not supported before starting the microVM.") //nolint:staticcheck,revive // its words
+	errAfterStart  = errors.New("The requested operation is not supported after starting the microVM.")  //nolint:staticcheck // its words
+	errBeforeStart = errors.New("The requested operation is not supported before starting the microVM.") //nolint:staticcheck // its words
 )
 
 // bodyLimit is Firecracker's limit of a request's body in bytes (--http-api-max-payload-size).
@@ -90,7 +90,7 @@ func (m *machine) routes() http.Handler {
 		return m.setState(b.State)
 	})
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		refuse(w, fmt.Errorf("Invalid request method and/or path: %s %s.", r.Method, r.URL.Path)) //nolint:staticcheck,revive // its words
+		refuse(w, fmt.Errorf("Invalid request method and/or path: %s %s.", r.Method, r.URL.Path)) //nolint:staticcheck // its words
 	})
 	return mux
 }
@@ -100,7 +100,7 @@ func call[T any](mux *http.ServeMux, m *machine, pattern string, do func(T) erro
 	mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 		var body T
 		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, bodyLimit)).Decode(&body); err != nil {
-			refuse(w, fmt.Errorf("An error occurred when deserializing the json body of a request: %w.", err)) //nolint:staticcheck,revive // its words
+			refuse(w, fmt.Errorf("An error occurred when deserializing the json body of a request: %w.", err)) //nolint:staticcheck // its words
 			return
 		}
 		m.mu.Lock()
