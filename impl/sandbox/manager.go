@@ -73,6 +73,9 @@ func (m *Manager) Create(ctx context.Context, req CreateRequest) (Info, error) {
 	if err := req.validate(); err != nil {
 		return Info{}, err
 	}
+	if ctx.Err() != nil {
+		return Info{}, context.Cause(ctx) // AfterFunc's goroutine might come after a quick create
+	}
 	tmpl, err := m.cfg.Disk.Template(req.Template)
 	if err != nil {
 		return Info{}, err
