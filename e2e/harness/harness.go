@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -37,14 +38,24 @@ const envdPort = 49983
 // Root is the directory of go.mod.
 func Root(tb testing.TB) string {
 	tb.Helper()
-	dir, err := os.Getwd()
+	dir, err := moduleRoot()
 	require.NoError(tb, err)
+	return dir
+}
+
+func moduleRoot() (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
 	for {
 		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
-			return dir
+			return dir, nil
 		}
 		parent := filepath.Dir(dir)
-		require.NotEqual(tb, dir, parent, "no go.mod above the test")
+		if parent == dir {
+			return "", errors.New("there is no go.mod above the test")
+		}
 		dir = parent
 	}
 }

@@ -34,22 +34,15 @@ type record struct {
 // lockHost makes this process the host's only agent until the returned function is called or the process
 // ends. It refuses while sandboxes of an agent with another directory are left.
 func lockHost(ctx context.Context, dir string) (unlock func() error, err error) {
-	f, err := os.OpenFile(lockPath, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := takeLock()
 	if err != nil {
-		return nil, fmt.Errorf("agent: open the host's lock: %w", err)
+		return nil, err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, f.Close())
+			err = errors.Join(err, os.Remove(lockPath), f.Close())
 		}
 	}()
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		holder, readErr := os.ReadFile(lockPath)
-		if readErr != nil {
-			holder = []byte("unknown")
-		}
-		return nil, fmt.Errorf("agent: another agent (pid %s) runs on this host: %w", holder, err)
-	}
 	if err := f.Truncate(0); err != nil {
 		return nil, fmt.Errorf("agent: write the host's lock: %w", err)
 	}
@@ -59,8 +52,35 @@ func lockHost(ctx context.Context, dir string) (unlock func() error, err error) 
 	if err := succeed(ctx, dir); err != nil {
 		return nil, err
 	}
-	// The lock's file stays: removing it while another process waits would give two locks.
-	return func() error { return errors.Join(resign(dir), f.Close()) }, nil
+	return func() error { return errors.Join(resign(dir), os.Remove(lockPath), f.Close()) }, nil
+}
+
+// takeLock locks the file at lockPath. Its last holder removes it, so what was opened may no longer be the
+// file that others would open: then it is no lock.
+func takeLock() (*os.File, error) {
+	for {
+		f, err := os.OpenFile(lockPath, os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			return nil, fmt.Errorf("agent: open the host's lock: %w", err)
+		}
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+			holder, readErr := os.ReadFile(lockPath)
+			if readErr != nil {
+				holder = []byte("unknown")
+			}
+			return nil, errors.Join(fmt.Errorf("agent: another agent (pid %s) runs on this host: %w", holder, err), f.Close())
+		}
+		mine, err := f.Stat()
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("agent: look at the host's lock: %w", err), f.Close())
+		}
+		if now, err := os.Stat(lockPath); err == nil && os.SameFile(mine, now) {
+			return f, nil
+		}
+		if err := f.Close(); err != nil {
+			return nil, fmt.Errorf("agent: close the host's lock: %w", err)
+		}
+	}
 }
 
 // succeed checks what the last agent left and puts this one's name in its place.

@@ -1,0 +1,68 @@
+package agent
+
+import (
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"wrenn/impl/need"
+)
+
+// The tests of this package have a /run of their own.
+func TestOneAgentPerHost(t *testing.T) {
+	need.Root(t)
+	dir := t.TempDir()
+	unlock, err := lockHost(t.Context(), dir)
+	require.NoError(t, err)
+	_, err = lockHost(t.Context(), dir)
+	require.ErrorContains(t, err, "another agent (pid ")
+	require.NoError(t, unlock())
+	assert.NoFileExists(t, lockPath)
+	assert.NoFileExists(t, recordPath)
+
+	// Many that come and go at once: never two at a time.
+	var holders, most atomic.Int32
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range 50 {
+				unlock, err := lockHost(t.Context(), dir)
+				if err != nil {
+					continue
+				}
+				if n := holders.Add(1); n > most.Load() {
+					most.Store(n)
+				}
+				holders.Add(-1)
+				assert.NoError(t, unlock())
+			}
+		})
+	}
+	wg.Wait()
+	assert.EqualValues(t, 1, most.Load())
+}
+
+func TestF01_SandboxesOfAnotherDirectoryAreNotTakenOver(t *testing.T) {
+	need.Root(t)
+	first, second := t.TempDir(), t.TempDir()
+	unlock, err := lockHost(t.Context(), first)
+	require.NoError(t, err)
+	left := filepath.Join(first, "sandboxes", "abc")
+	require.NoError(t, os.MkdirAll(left, 0o700))
+	require.NoError(t, unlock())
+	_, err = lockHost(t.Context(), second)
+	require.ErrorContains(t, err, first)
+	assert.NoFileExists(t, lockPath)
+	unlock, err = lockHost(t.Context(), first)
+	require.NoError(t, err)
+	require.NoError(t, os.Remove(left))
+	require.NoError(t, unlock())
+	unlock, err = lockHost(t.Context(), second)
+	require.NoError(t, err)
+	require.NoError(t, unlock())
+}
