@@ -25,8 +25,8 @@ func locked(run func() int) (code int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	// A file that is there anyway, so that no lock's own stays.
-	lock, err := os.Open(filepath.Join(root, "go.mod"))
+	// A file that is there anyway, so that no lock's own stays; not go.mod, which the go command locks.
+	lock, err := os.Open(filepath.Join(root, "Makefile"))
 	if err != nil {
 		return 0, err
 	}
