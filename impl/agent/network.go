@@ -46,15 +46,15 @@ func (n *networkPart) Free(slot int) {
 
 func (n *networkPart) Create(ctx context.Context, slot int, policy sandbox.NetworkPolicy) error {
 	if !n.clean.Load() {
-		if err := n.host.Remove(ctx, network.Slot(slot)); err != nil {
+		if err := n.host.RemoveNetwork(ctx, network.Slot(slot)); err != nil {
 			return fmt.Errorf("clear what an earlier agent left: %w", err)
 		}
 	}
-	return n.host.Create(ctx, network.Slot(slot), network.Policy{AllowInternet: policy.AllowInternet})
+	return n.host.CreateNetwork(ctx, network.Slot(slot), network.Policy{AllowInternet: policy.AllowInternet})
 }
 
 func (n *networkPart) Remove(ctx context.Context, slot int) error {
-	return n.host.Remove(ctx, network.Slot(slot))
+	return n.host.RemoveNetwork(ctx, network.Slot(slot))
 }
 
 func (n *networkPart) Address(slot int) netip.Addr { return network.Slot(slot).HostIP() }
@@ -62,7 +62,7 @@ func (n *networkPart) Address(slot int) netip.Addr { return network.Slot(slot).H
 // Reclaim claims each leftover slot while it removes it, so that no create can get it meanwhile.
 func (n *networkPart) Reclaim(ctx context.Context) ([]int, error) {
 	owned := func(s network.Slot) bool { return n.slots.Claim(s) != nil }
-	removed, err := n.host.Reclaim(ctx, owned)
+	removed, err := n.host.CleanupStaleNamespaces(ctx, owned)
 	slots := make([]int, 0, len(removed))
 	for _, s := range removed {
 		slots = append(slots, int(s))

@@ -12,26 +12,26 @@ func BenchmarkN04_CreateRemove(b *testing.B) {
 	h := setUp(b)
 	b.Run("create", func(b *testing.B) {
 		for b.Loop() {
-			require.NoError(b, h.Create(b.Context(), 1, Policy{AllowInternet: true}))
+			require.NoError(b, h.CreateNetwork(b.Context(), 1, Policy{AllowInternet: true}))
 			b.StopTimer()
-			require.NoError(b, h.Remove(b.Context(), 1))
+			require.NoError(b, h.RemoveNetwork(b.Context(), 1))
 			b.StartTimer()
 		}
 	})
 	b.Run("remove", func(b *testing.B) {
 		for b.Loop() {
 			b.StopTimer()
-			require.NoError(b, h.Create(b.Context(), 1, Policy{AllowInternet: true}))
+			require.NoError(b, h.CreateNetwork(b.Context(), 1, Policy{AllowInternet: true}))
 			b.StartTimer()
-			require.NoError(b, h.Remove(b.Context(), 1))
+			require.NoError(b, h.RemoveNetwork(b.Context(), 1))
 		}
 	})
 	b.Run("set policy", func(b *testing.B) {
-		require.NoError(b, h.Create(b.Context(), 1, Policy{AllowInternet: true}))
+		require.NoError(b, h.CreateNetwork(b.Context(), 1, Policy{AllowInternet: true}))
 		for b.Loop() {
 			require.NoError(b, h.SetPolicy(b.Context(), 1, Policy{AllowInternet: true}))
 		}
-		require.NoError(b, h.Remove(b.Context(), 1))
+		require.NoError(b, h.RemoveNetwork(b.Context(), 1))
 	})
 }
 
@@ -88,10 +88,10 @@ func BenchmarkN06_Reclaim(b *testing.B) {
 			for b.Loop() {
 				b.StopTimer()
 				for s := range stale {
-					require.NoError(b, h.Create(b.Context(), Slot(s+1), Policy{}))
+					require.NoError(b, h.CreateNetwork(b.Context(), Slot(s+1), Policy{}))
 				}
 				b.StartTimer()
-				got, err := h.Reclaim(b.Context(), func(Slot) bool { return false })
+				got, err := h.CleanupStaleNamespaces(b.Context(), func(Slot) bool { return false })
 				require.NoError(b, err)
 				require.Len(b, got, stale)
 			}

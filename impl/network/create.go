@@ -18,9 +18,9 @@ const (
 	RemoveAct = "network.remove"
 )
 
-// Create makes the network of a slot. On an error nothing of it is left, and the error names the
+// CreateNetwork makes the network of a slot. On an error nothing of it is left, and the error names the
 // step. It fails without touching anything when the slot's namespace or veth exists already.
-func (h *Host) Create(ctx context.Context, slot Slot, policy Policy) error {
+func (h *Host) CreateNetwork(ctx context.Context, slot Slot, policy Policy) error {
 	if err := errors.Join(slot.Check(), policy.Check()); err != nil {
 		return fmt.Errorf("%s: %w", CreateAct, err)
 	}
@@ -37,7 +37,7 @@ func (h *Host) Create(ctx context.Context, slot Slot, policy Policy) error {
 	return nil
 }
 
-// CreateSteps lists what Create does, for one run. The namespace comes first and, in the undos,
+// CreateSteps lists what CreateNetwork does, for one run. The namespace comes first and, in the undos,
 // last: its name is the sign that the slot has, or had, a network.
 func (h *Host) CreateSteps(slot Slot, policy Policy) []step.Step {
 	s := &site{slot: slot, resolvers: h.cfg.Resolvers}
@@ -54,10 +54,10 @@ func (h *Host) CreateSteps(slot Slot, policy Policy) []step.Step {
 	}
 }
 
-// Remove takes away whatever exists of the slot's network, tries every step and joins the errors. It
+// RemoveNetwork takes away whatever exists of the slot's network, tries every step and joins the errors. It
 // is nil when nothing exists. The VMM must have ended before: a process that is left in the namespace
 // keeps the TAP alive, though cut off.
-func (h *Host) Remove(ctx context.Context, slot Slot) error {
+func (h *Host) RemoveNetwork(ctx context.Context, slot Slot) error {
 	if err := slot.Check(); err != nil {
 		return fmt.Errorf("%s: %w", RemoveAct, err)
 	}
@@ -67,7 +67,7 @@ func (h *Host) Remove(ctx context.Context, slot Slot) error {
 	return nil
 }
 
-// RemoveSteps lists what Remove does: the undos of CreateSteps in reverse, without their conditions.
+// RemoveSteps lists what RemoveNetwork does: the undos of CreateSteps in reverse, without their conditions.
 // TAP, rules and the namespace's end of the veth pair go with the namespace.
 func (h *Host) RemoveSteps(slot Slot) []step.Step {
 	s := &site{slot: slot}

@@ -25,8 +25,8 @@ import (
 func TestN01_CreateRefusesSlotsOutOfRange(t *testing.T) {
 	h := newHost(t)
 	for _, s := range []Slot{0, -1, 32768} {
-		require.ErrorIs(t, h.Create(t.Context(), s, Policy{}), ErrInvalidSlot)
-		require.ErrorIs(t, h.Remove(t.Context(), s), ErrInvalidSlot)
+		require.ErrorIs(t, h.CreateNetwork(t.Context(), s, Policy{}), ErrInvalidSlot)
+		require.ErrorIs(t, h.RemoveNetwork(t.Context(), s), ErrInvalidSlot)
 		require.ErrorIs(t, h.SetPolicy(t.Context(), s, Policy{}), ErrInvalidSlot)
 	}
 }
@@ -45,8 +45,8 @@ func TestN04_AnErrorAtAnyStepLeavesNothing(t *testing.T) {
 			require.ErrorContains(t, err, CreateAct+": step "+name)
 			assert.NotContains(t, err.Error(), "undo", "an undo failed too")
 			assert.Equal(t, before, census(t))
-			require.NoError(t, h.Create(t.Context(), 60, Policy{}), "the slot is usable")
-			require.NoError(t, h.Remove(t.Context(), 60))
+			require.NoError(t, h.CreateNetwork(t.Context(), 60, Policy{}), "the slot is usable")
+			require.NoError(t, h.RemoveNetwork(t.Context(), 60))
 		})
 	}
 }
@@ -56,7 +56,7 @@ func TestN04_CancelledCreateLeavesNothing(t *testing.T) {
 	before := census(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	require.ErrorIs(t, h.Create(ctx, 61, Policy{}), context.Canceled)
+	require.ErrorIs(t, h.CreateNetwork(ctx, 61, Policy{}), context.Canceled)
 	assert.Equal(t, before, census(t))
 }
 
@@ -69,9 +69,9 @@ func TestN05_RemoveOfAHalfMadeNetwork(t *testing.T) {
 			for _, s := range h.CreateSteps(62, Policy{AllowInternet: true})[:made] {
 				require.NoError(t, s.Do(t.Context()))
 			}
-			require.NoError(t, h.Remove(t.Context(), 62))
+			require.NoError(t, h.RemoveNetwork(t.Context(), 62))
 			assert.Equal(t, before, census(t))
-			require.NoError(t, h.Remove(t.Context(), 62), "twice")
+			require.NoError(t, h.RemoveNetwork(t.Context(), 62), "twice")
 			assert.Equal(t, before, census(t))
 		})
 	}
@@ -79,23 +79,23 @@ func TestN05_RemoveOfAHalfMadeNetwork(t *testing.T) {
 
 func TestN05_RemoveTriesEveryStepAndJoinsErrors(t *testing.T) {
 	h := setUp(t)
-	require.NoError(t, h.Create(t.Context(), 63, Policy{}))
+	require.NoError(t, h.CreateNetwork(t.Context(), 63, Policy{}))
 	// Something in the namespace's place that cannot be removed: a directory with a file.
 	path := filepath.Join(netns.Dir, Slot(63).Netns())
 	require.NoError(t, netns.Delete(Slot(63).Netns()))
 	require.NoError(t, os.MkdirAll(filepath.Join(path, "file"), 0o755))
-	err := h.Remove(t.Context(), 63)
+	err := h.RemoveNetwork(t.Context(), 63)
 	require.ErrorContains(t, err, "step netns")
 	require.NoError(t, os.RemoveAll(path))
 	assert.NotContains(t, census(t), Slot(63).Veth())
 	assert.NotContains(t, census(t), Slot(63).HostIP().String())
-	require.NoError(t, h.Remove(t.Context(), 63))
+	require.NoError(t, h.RemoveNetwork(t.Context(), 63))
 }
 
 func TestN05_EachStepOfRemoveDoesItsPart(t *testing.T) {
 	h := setUp(t)
 	before := census(t)
-	require.NoError(t, h.Create(t.Context(), 69, Policy{}))
+	require.NoError(t, h.CreateNetwork(t.Context(), 69, Policy{}))
 	slot := Slot(69)
 	parts := map[string]string{"route": slot.HostIP().String(), "veth": slot.Veth(), "netns": slot.Netns()}
 	for _, s := range h.RemoveSteps(slot) {
@@ -122,17 +122,17 @@ func TestN04_CreateOverSomethingDoesNotHarmIt(t *testing.T) {
 	newOutside(t)
 	guest := newSandbox(t, h, 64, Policy{AllowInternet: true})
 	before := census(t)
-	require.Error(t, h.Create(t.Context(), 64, Policy{}))
+	require.Error(t, h.CreateNetwork(t.Context(), 64, Policy{}))
 	cancelled, cancel := context.WithCancel(t.Context())
 	cancel()
-	require.Error(t, h.Create(cancelled, 64, Policy{}))
+	require.Error(t, h.CreateNetwork(cancelled, 64, Policy{}))
 	assert.Equal(t, before, census(t))
 	assertReaches(t, guest, publicServer, hostUplink)
 
 	shell(t, "ip link add "+Slot(65).Veth()+" type veth peer name somebodys")
 	defer shell(t, "ip link del "+Slot(65).Veth())
 	before = census(t)
-	require.ErrorContains(t, h.Create(t.Context(), 65, Policy{}), "step veth")
+	require.ErrorContains(t, h.CreateNetwork(t.Context(), 65, Policy{}), "step veth")
 	assert.Equal(t, before, census(t))
 }
 
@@ -140,8 +140,8 @@ func TestN03_NamesAreFreeAgainAtOnce(t *testing.T) {
 	h := setUp(t)
 	before := census(t)
 	for range 20 {
-		require.NoError(t, h.Create(t.Context(), 66, Policy{AllowInternet: true}))
-		require.NoError(t, h.Remove(t.Context(), 66))
+		require.NoError(t, h.CreateNetwork(t.Context(), 66, Policy{AllowInternet: true}))
+		require.NoError(t, h.RemoveNetwork(t.Context(), 66))
 	}
 	assert.Equal(t, before, census(t))
 }
@@ -152,8 +152,8 @@ func TestN04_ManyAtOnce(t *testing.T) {
 	var wg sync.WaitGroup
 	for slot := Slot(100); slot < 132; slot++ {
 		wg.Go(func() {
-			if assert.NoError(t, h.Create(t.Context(), slot, Policy{AllowInternet: true})) {
-				assert.NoError(t, h.Remove(t.Context(), slot))
+			if assert.NoError(t, h.CreateNetwork(t.Context(), slot, Policy{AllowInternet: true})) {
+				assert.NoError(t, h.RemoveNetwork(t.Context(), slot))
 			}
 		})
 	}
@@ -163,8 +163,8 @@ func TestN04_ManyAtOnce(t *testing.T) {
 
 func TestN07_TheTapFitsBothVMMs(t *testing.T) {
 	h := setUp(t)
-	require.NoError(t, h.Create(t.Context(), 67, Policy{}))
-	t.Cleanup(func() { require.NoError(t, h.Remove(backgroundOf(t), 67)) })
+	require.NoError(t, h.CreateNetwork(t.Context(), 67, Policy{}))
+	t.Cleanup(func() { require.NoError(t, h.RemoveNetwork(backgroundOf(t), 67)) })
 	inner, err := netns.Open(Slot(67).Netns())
 	require.NoError(t, err)
 	defer inner.Close()
@@ -216,13 +216,13 @@ func TestNoDescriptorIsLeaked(t *testing.T) {
 		require.NoError(t, err)
 		return len(fds)
 	}
-	require.NoError(t, h.Remove(t.Context(), 68))
+	require.NoError(t, h.RemoveNetwork(t.Context(), 68))
 	before := count()
 	for range 3 {
-		require.NoError(t, h.Create(t.Context(), 68, Policy{AllowInternet: true}))
-		require.Error(t, h.Create(t.Context(), 68, Policy{}))
+		require.NoError(t, h.CreateNetwork(t.Context(), 68, Policy{AllowInternet: true}))
+		require.Error(t, h.CreateNetwork(t.Context(), 68, Policy{}))
 		require.NoError(t, h.SetPolicy(t.Context(), 68, Policy{}))
-		require.NoError(t, h.Remove(t.Context(), 68))
+		require.NoError(t, h.RemoveNetwork(t.Context(), 68))
 	}
 	assert.Equal(t, before, count())
 }
@@ -290,13 +290,13 @@ func TestN06_ReclaimTakesOrphansAndNothingElse(t *testing.T) {
 	want = append(want, 400, 401, 402)
 
 	alive := func(s Slot) bool { return s == 200 }
-	got, err := h.Reclaim(t.Context(), alive)
+	got, err := h.CleanupStaleNamespaces(t.Context(), alive)
 	require.NoError(t, err)
 	assert.Equal(t, want, got)
 	assert.Equal(t, before, census(t))
 	assertReaches(t, guest, publicServer, hostUplink)
 
-	got, err = h.Reclaim(t.Context(), alive)
+	got, err = h.CleanupStaleNamespaces(t.Context(), alive)
 	require.NoError(t, err)
 	assert.Empty(t, got, "the second time there is nothing left")
 	assert.Equal(t, before, census(t))
@@ -304,11 +304,11 @@ func TestN06_ReclaimTakesOrphansAndNothingElse(t *testing.T) {
 
 func TestN06_ReclaimGoesOnPastErrorsAndNamesThem(t *testing.T) {
 	h := setUp(t)
-	require.NoError(t, h.Create(t.Context(), 500, Policy{}))
+	require.NoError(t, h.CreateNetwork(t.Context(), 500, Policy{}))
 	path := filepath.Join(netns.Dir, Slot(501).Netns())
 	require.NoError(t, os.MkdirAll(filepath.Join(path, "file"), 0o755))
-	require.NoError(t, h.Create(t.Context(), 502, Policy{}))
-	got, err := h.Reclaim(t.Context(), func(Slot) bool { return false })
+	require.NoError(t, h.CreateNetwork(t.Context(), 502, Policy{}))
+	got, err := h.CleanupStaleNamespaces(t.Context(), func(Slot) bool { return false })
 	require.ErrorContains(t, err, "slot 501")
 	assert.Equal(t, []Slot{500, 502}, got)
 	require.NoError(t, os.RemoveAll(path))
@@ -320,7 +320,7 @@ func TestN06_ReclaimBesideCreates(t *testing.T) {
 	done := make(chan error, 1)
 	go func() {
 		for slot := Slot(600); slot < 630; slot++ {
-			if err := h.Create(t.Context(), slot, Policy{}); err != nil {
+			if err := h.CreateNetwork(t.Context(), slot, Policy{}); err != nil {
 				done <- err
 				return
 			}
@@ -329,7 +329,7 @@ func TestN06_ReclaimBesideCreates(t *testing.T) {
 	}()
 	deadline := time.After(60 * time.Second)
 	for running := true; running; {
-		_, err := h.Reclaim(t.Context(), func(s Slot) bool { return s >= 600 && s < 630 })
+		_, err := h.CleanupStaleNamespaces(t.Context(), func(s Slot) bool { return s >= 600 && s < 630 })
 		require.NoError(t, err)
 		select {
 		case err := <-done:
@@ -340,7 +340,7 @@ func TestN06_ReclaimBesideCreates(t *testing.T) {
 		default:
 		}
 	}
-	got, err := h.Reclaim(t.Context(), func(Slot) bool { return false })
+	got, err := h.CleanupStaleNamespaces(t.Context(), func(Slot) bool { return false })
 	require.NoError(t, err)
 	assert.Len(t, got, 30)
 	assert.Equal(t, before, census(t))

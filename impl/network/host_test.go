@@ -178,8 +178,8 @@ func TestN03_TheFolderOfNamespacesIsPutBack(t *testing.T) {
 		during, err := netns.Prepared()
 		require.NoError(t, err)
 		assert.True(t, during, "the first sandbox would change the mount table")
-		require.NoError(t, h.Create(t.Context(), 68, Policy{}))
-		require.NoError(t, h.Remove(t.Context(), 68))
+		require.NoError(t, h.CreateNetwork(t.Context(), 68, Policy{}))
+		require.NoError(t, h.RemoveNetwork(t.Context(), 68))
 		require.NoError(t, h.Teardown(t.Context()))
 		after, err := netns.Prepared()
 		require.NoError(t, err)
@@ -191,8 +191,8 @@ func TestN10_RulesOfTheHostDoNotGrow(t *testing.T) {
 	h := setUp(t)
 	before := rules(t)
 	for slot := Slot(40); slot < 50; slot++ {
-		require.NoError(t, h.Create(t.Context(), slot, Policy{AllowInternet: true}))
-		t.Cleanup(func() { require.NoError(t, h.Remove(backgroundOf(t), slot)) })
+		require.NoError(t, h.CreateNetwork(t.Context(), slot, Policy{AllowInternet: true}))
+		t.Cleanup(func() { require.NoError(t, h.RemoveNetwork(backgroundOf(t), slot)) })
 	}
 	assert.Equal(t, before, rules(t))
 }

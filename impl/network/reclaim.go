@@ -14,18 +14,18 @@ import (
 	"wrenn/impl/netns"
 )
 
-// reclaimers is how many networks Reclaim removes at a time. The kernel does most of the work under one
+// reclaimers is how many networks CleanupStaleNamespaces removes at a time. The kernel does most of the work under one
 // lock; more than a few only wait for it, and keep creates waiting too.
 const reclaimers = 4
 
-// Reclaim removes the networks, whole or in part, that no living sandbox owns: what a crash left.
+// CleanupStaleNamespaces removes the networks, whole or in part, that no living sandbox owns: what a crash left.
 // It returns the slots that it cleared, in order, and joins the errors of the others. It may run
-// beside Create as long as owned, which is asked concurrently and just before each removal, is true
+// beside CreateNetwork as long as owned, which is asked concurrently and just before each removal, is true
 // for the slots being created.
 //
 // Ours are namespaces and veths whose names are exactly those of a slot, and routes with our protocol
 // number to a slot's host address; everything else is left alone.
-func (h *Host) Reclaim(ctx context.Context, owned func(Slot) bool) ([]Slot, error) {
+func (h *Host) CleanupStaleNamespaces(ctx context.Context, owned func(Slot) bool) ([]Slot, error) {
 	slots, err := existing()
 	if err != nil {
 		return nil, fmt.Errorf("reclaiming networks: %w", err)
@@ -40,7 +40,7 @@ func (h *Host) Reclaim(ctx context.Context, owned func(Slot) bool) ([]Slot, erro
 				if owned(slots[i]) {
 					continue
 				}
-				errs[i] = h.Remove(ctx, slots[i])
+				errs[i] = h.RemoveNetwork(ctx, slots[i])
 				cleared[i] = errs[i] == nil
 			}
 		})

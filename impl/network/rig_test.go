@@ -214,8 +214,8 @@ func echo(ns *netns.Handle, addr string, limit time.Duration) (seenAs string, er
 // newSandbox makes the network of slot and a guest in it that answers on the echo port.
 func newSandbox(tb testing.TB, h *Host, slot Slot, policy Policy) *netns.Handle {
 	tb.Helper()
-	require.NoError(tb, h.Create(tb.Context(), slot, policy))
-	tb.Cleanup(func() { require.NoError(tb, h.Remove(backgroundOf(tb), slot)) })
+	require.NoError(tb, h.CreateNetwork(tb.Context(), slot, policy))
+	tb.Cleanup(func() { require.NoError(tb, h.RemoveNetwork(backgroundOf(tb), slot)) })
 	inner, err := netns.Open(slot.Netns())
 	require.NoError(tb, err)
 	defer inner.Close()

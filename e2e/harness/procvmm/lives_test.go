@@ -43,11 +43,11 @@ func Test200LivesLeaveNothing(t *testing.T) {
 	begin := time.Now()
 	for i := range 200 {
 		slot := network.Slot(1 + i%7)
-		require.NoError(t, r.Create(t.Context(), slot, network.Policy{}))
+		require.NoError(t, r.CreateNetwork(t.Context(), slot, network.Policy{}))
 		b := r.start(t, slot)
 		assert.Equal(t, "hello\n", b.exec("", "echo hello"))
 		b.end()
-		require.NoError(t, r.Remove(t.Context(), slot))
+		require.NoError(t, r.RemoveNetwork(t.Context(), slot))
 	}
 	t.Logf("200 lives took %v", time.Since(begin))
 	before.Same(t)

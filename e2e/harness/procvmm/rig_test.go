@@ -54,8 +54,8 @@ func newRig(tb testing.TB) *rig {
 // network makes the network of a slot until the test ends.
 func (r *rig) network(tb testing.TB, slot network.Slot) {
 	tb.Helper()
-	require.NoError(tb, r.Create(tb.Context(), slot, network.Policy{}))
-	tb.Cleanup(func() { assert.NoError(tb, r.Remove(context.WithoutCancel(tb.Context()), slot)) })
+	require.NoError(tb, r.CreateNetwork(tb.Context(), slot, network.Policy{}))
+	tb.Cleanup(func() { assert.NoError(tb, r.RemoveNetwork(context.WithoutCancel(tb.Context()), slot)) })
 }
 
 // box is one running guest.
