@@ -30,18 +30,29 @@ func WriteImage(ctx context.Context, tree, envd, image, key string, diskMiB int)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
 	// Hard links: the staged system stays as it is, and nothing is copied.
-	system, file := filepath.Join(work, "system"), filepath.Join(work, "rootfs.ext4")
+	system := filepath.Join(work, "system")
 	if err := runTool(ctx, "coreutils", "cp", "-al", tree, system); err != nil {
 		return fmt.Errorf("make image %s: %w", image, err)
 	}
 	if err := installEnvd(envd, filepath.Join(system, EnvdPath)); err != nil {
 		return fmt.Errorf("make image %s: %w", image, err)
 	}
+	return WriteDisk(ctx, system, image, key, diskMiB)
+}
+
+// WriteDisk makes the ext4 image of a staged system as it stands; the rest is as WriteImage says.
+func WriteDisk(ctx context.Context, tree, image, key string, diskMiB int) (err error) {
+	work, err := os.MkdirTemp(filepath.Dir(image), ".image-")
+	if err != nil {
+		return fmt.Errorf("make image %s: %w", image, err)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
+	file := filepath.Join(work, "rootfs.ext4")
 	// A file of full length that is all hole: where mkfs makes the file itself it writes zeroes instead.
 	if err := makeSparse(file, int64(diskMiB)<<20); err != nil {
 		return fmt.Errorf("make image %s: %w", image, err)
 	}
-	if err := runTool(ctx, "e2fsprogs", "mkfs.ext4", mkfsArgs(system, file, key, diskMiB)...); err != nil {
+	if err := runTool(ctx, "e2fsprogs", "mkfs.ext4", mkfsArgs(tree, file, key, diskMiB)...); err != nil {
 		return fmt.Errorf("make image %s: %w", image, err)
 	}
 	if err := syncFile(file); err != nil {

@@ -65,6 +65,17 @@ func kvmModule(kvm bool) string {
 	return "kvm_amd" // which is what QEMU emulates
 }
 
+// KVMWorks tells whether machines really run on this machine's /dev/kvm; root is the module's folder, in
+// which the verdict is kept.
+func KVMWorks(ctx context.Context, root string) (bool, error) {
+	cache := filepath.Join(root, cacheFolder)
+	k, err := findKernel(ctx, cache)
+	if err != nil {
+		return false, err
+	}
+	return kvmWorks(ctx, cache, k)
+}
+
 // probeLimit bounds the boot that tells whether KVM works: with it a boot takes well under a second.
 const probeLimit = 5 * time.Second
 

@@ -65,7 +65,7 @@ func (c Config) arguments() []string {
 	if !c.KVM {
 		accel, cpu = "tcg,thread=multi", "max,svm=on,npt=on"
 		// An emulated machine reads this machine's counter, and hangs now and then when it must measure it.
-		kernel += " tsc=reliable tsc_early_khz=" + strconv.Itoa(tscKHz())
+		kernel += " tsc=reliable tsc_early_khz=" + strconv.Itoa(TSCKHz())
 	}
 	return []string{
 		"-M", "q35", "-accel", accel, "-cpu", cpu,

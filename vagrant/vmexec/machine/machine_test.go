@@ -35,7 +35,7 @@ func TestTheCounterIsMeasuredWell(t *testing.T) {
 	time.Sleep(100 * time.Millisecond)
 	took, ticks := time.Since(start), rdtsc()-before
 	want := float64(ticks) / (float64(took) / float64(time.Millisecond))
-	assert.InEpsilon(t, want, tscKHz(), 0.01)
+	assert.InEpsilon(t, want, TSCKHz(), 0.01)
 }
 
 func TestAMachineThatCannotStart(t *testing.T) {
