@@ -29,8 +29,12 @@ import (
 )
 
 // Patience bounds each wait for something that takes seconds at most on an idle machine: a cold boot by
-// emulation, a start with a probe of every VMM, a stop that ends several sandboxes.
-const Patience = 2 * time.Minute
+// emulation, a start with a probe of every VMM, a stop that ends several sandboxes. In a machine that is
+// itself emulated, with guests nested in it, each takes ten times as long.
+const Patience = 5 * time.Minute
+
+// bootTimeout is the most that an agent allows for a create, for the same reason.
+const bootTimeout = "3m"
 
 // envdPort is where the daemon in a guest answers.
 const envdPort = 49983
@@ -136,7 +140,7 @@ func launch(tb testing.TB, dir string, flags ...string) *System {
 	require.NoError(tb, os.RemoveAll(link))
 	require.NoError(tb, os.Symlink(cache, link))
 
-	args := append([]string{"up", "--dir", dir, "--verbose", "--api-listen", "127.0.0.1:0", "--sandbox-listen", "127.0.0.1:0", "--agent-listen", "127.0.0.1:0"}, flags...)
+	args := append([]string{"up", "--dir", dir, "--verbose", "--api-listen", "127.0.0.1:0", "--sandbox-listen", "127.0.0.1:0", "--agent-listen", "127.0.0.1:0", "--boot-timeout", bootTimeout}, flags...)
 	if vmm := os.Getenv("WRENN_E2E_VMM"); vmm != "" {
 		args = append(args, "--vmm", vmm)
 	}

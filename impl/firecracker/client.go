@@ -18,11 +18,12 @@ import (
 
 // Deadlines of calls, on top of whatever deadline the caller's context has.
 const (
-	// CallTimeout bounds a configuration or state call. Firecracker answers in about a millisecond; an
-	// emulated VMM on a loaded machine has been seen to take over a second.
-	CallTimeout = 5 * time.Second
-	// StartTimeout bounds InstanceStart, which loads the kernel from disk before it answers.
-	StartTimeout = 20 * time.Second
+	// CallTimeout bounds a configuration or state call. Firecracker answers in about a millisecond; its
+	// stand-in on a loaded machine that is itself emulated has been seen to take over 5 s.
+	CallTimeout = 20 * time.Second
+	// StartTimeout bounds InstanceStart, which loads the kernel from disk before it answers; the stand-in
+	// starts QEMU in it, whose own bounds are 30 s and 20 s.
+	StartTimeout = 60 * time.Second
 )
 
 // maxAnswer bounds an answer's body: Firecracker's largest is its configuration, a few KiB.

@@ -31,7 +31,7 @@ type LaunchConfig struct {
 	// Env holds further variables ("NAME=value") of the VMM, which otherwise gets PATH alone: the
 	// agent's secrets are none of its business.
 	Env []string
-	// ReadyTimeout bounds the wait for the API socket; 0 means 10 s. Firecracker needs some 10 ms.
+	// ReadyTimeout bounds the wait for the API socket; 0 means 30 s. Firecracker needs some 10 ms.
 	ReadyTimeout time.Duration
 }
 
@@ -135,7 +135,7 @@ func start(argv, env []string, console *os.File) (*Process, error) {
 func (p *Process) untilReady(ctx context.Context, cfg LaunchConfig) error {
 	limit := cfg.ReadyTimeout
 	if limit == 0 {
-		limit = 10 * time.Second
+		limit = 30 * time.Second
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()

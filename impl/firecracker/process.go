@@ -15,7 +15,7 @@ import (
 
 // KillTimeout bounds how long Kill waits for the end of a process that has got SIGKILL. A process
 // that the kernel cannot end in this time hangs in an uninterruptible call.
-const KillTimeout = 10 * time.Second
+const KillTimeout = 30 * time.Second
 
 // Process is a VMM that runs on its own: neither a request's context nor the end of the agent stops it.
 // Its death is noticed by a pidfd, at the cost of one parked goroutine and no thread.

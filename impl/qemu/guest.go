@@ -18,8 +18,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// startTimeout bounds QEMU's own start, up to its control connection: 50 ms idle, seconds under load.
-const startTimeout = 15 * time.Second
+// startTimeout bounds QEMU's own start, up to its control connection: 50 ms idle, seconds under load, and
+// many where the processor that runs QEMU is emulated.
+const startTimeout = 30 * time.Second
 
 // guest is a QEMU process with its control connection.
 type guest struct {

@@ -10,9 +10,9 @@ import (
 	"time"
 )
 
-// qmpTimeout bounds one QMP command. Those used here answer in milliseconds; an emulated guest on a
-// loaded machine has been seen to keep QEMU busy for over a second.
-const qmpTimeout = 5 * time.Second
+// qmpTimeout bounds one QMP command. Those used here answer in milliseconds; on a loaded machine that is
+// itself emulated, the first has been seen to take over 5 s.
+const qmpTimeout = 20 * time.Second
 
 var errQMPClosed = errors.New("qemu has closed its control connection")
 
