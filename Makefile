@@ -19,7 +19,15 @@ export GOFLAGS := -buildvcs=false
 RUN_PACKAGES := qemu-system-x86 mmdebstrap iptables iproute2 util-linux e2fsprogs xz-utils lz4 curl ca-certificates
 TEST_PACKAGES := gcc libc6-dev git procps zstd dmsetup
 
-.PHONY: help deps deps-test generate build image run demo check lint test test-unit test-e2e vmtest bench clean
+# What the Vagrant machine of `make e2e` needs. Nothing of it has to run: libvirt is started on a ground of its own.
+VM_DEBS := vagrant vagrant-libvirt libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients dnsmasq-base qemu-utils openssh-client
+
+# make e2e RUN=TestN09 runs the tests of that name alone, NATIVE=1 on this machine, KEEP=1 leaves the machine up.
+RUN ?=
+NATIVE ?=
+export KEEP ?=
+
+.PHONY: help deps deps-test deps-vm generate build image run demo check lint test test-unit vmtest box e2e e2e-native e2e-shell e2e-down bench clean
 
 help: ## Show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -31,6 +39,9 @@ deps: ## Install the Debian packages that running needs (as root), and Firecrack
 deps-test: deps
 	@.ci/install $(TEST_PACKAGES)
 	@command -v npm >/dev/null || .ci/install npm
+
+deps-vm: deps-test
+	@.ci/install $(VM_DEBS)
 
 generate: ## Generate the code of proto/ anew
 	cd proto && $(GO) tool buf lint && $(GO) tool buf generate
@@ -58,22 +69,47 @@ check: deps-test lint ## Formatting, vet, linters, architecture, generated code
 lint:
 	$(GO) tool golangci-lint run ./...
 
-test: deps-test build image test-unit test-e2e ## All tests (as root)
+test: deps-test build image test-unit e2e-native vmtest ## All tests that need no Vagrant (as root)
 
 test-unit:
 	$(GO) test -race -timeout 10m ./impl/... ./guest/... ./proto/...
-
-# One after the other: there is one agent per host.
-test-e2e:
-	$(GO) test -count=1 -timeout 12m -p 1 ./e2e/...
 
 # Packages whose tests want a kernel of their own: device-mapper, a working KVM, freedom to break things.
 VM_PACKAGES := ./impl/netns ./impl/rootfs ./guest/wrenn-init
 
 vmtest: deps-test build image ## Test the VM runner itself, and the packages that want a kernel of their own
 	$(GO) build -o $(BIN)/vmexec ./vagrant/vmexec
-	$(GO) test -timeout 15m ./vagrant/...
+	$(GO) test -timeout 15m ./vagrant/vmexec/...
 	$(GO) test -count=1 -timeout 6m -exec $(CURDIR)/$(BIN)/vmexec $(VM_PACKAGES)
+
+box: deps-vm ## Build the Vagrant box (seconds when nothing changed)
+	@$(GO) build -o $(BIN)/vm ./vagrant/vm
+	@exec $(BIN)/vm box
+
+ifeq ($(NATIVE),)
+e2e: deps-vm build image ## End-to-end and fault suites in a Vagrant machine; RUN=regexp, NATIVE=1 (here), KEEP=1 (leave it up)
+	@$(GO) build -o $(BIN)/vm ./vagrant/vm
+	@$(GO) test -timeout 2m ./vagrant/vm/...
+	@exec $(BIN)/vm e2e $(if $(RUN),'$(RUN)')
+else
+e2e: deps-test build image e2e-native
+endif
+
+# One after the other: there is one agent per host, and a census sees the whole host.
+e2e-native:
+	@mkdir -p build/e2e
+	@$(GO) build -o $(BIN)/gotestsum gotest.tools/gotestsum
+	WRENN_ARTIFACTS=$(CURDIR)/build/e2e/artifacts $(BIN)/gotestsum --format standard-verbose --hide-summary output \
+		--junitfile build/e2e/native.xml --jsonfile build/e2e/native.json \
+		-- -count=1 -timeout 20m -p 1 $(if $(RUN),-run '$(RUN)') ./e2e/...
+
+e2e-shell: deps-vm build image ## A shell in the Vagrant machine, which stays up
+	@$(GO) build -o $(BIN)/vm ./vagrant/vm
+	@exec $(BIN)/vm shell
+
+e2e-down: ## Take the Vagrant machine down
+	@$(GO) build -o $(BIN)/vm ./vagrant/vm
+	@exec $(BIN)/vm down
 
 bench: build image ## Benchmarks (as root)
 	$(GO) test -run '^$$' -bench . -p 1 ./impl/... ./bench/...

@@ -29,6 +29,7 @@ type vm struct {
 	*config
 	ground *ground.Ground
 	env    []string
+	kvm    bool // it runs on this machine's KVM, else by emulation
 	// found says that it was up before this command, which then leaves it up.
 	found bool
 }
@@ -47,7 +48,7 @@ func (c *config) up(ctx context.Context) (*vm, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &vm{config: c, env: c.environment(b, kvm)}
+	m := &vm{config: c, kvm: kvm, env: c.environment(b, kvm)}
 	if m.ground, err = ground.Find(c.dir); err != nil {
 		return nil, err
 	}

@@ -110,7 +110,8 @@ func start(ctx context.Context, dir string) (*Ground, error) {
 		_ = cmd.Wait()         // what it said is in the log
 		return nil, fmt.Errorf("%w; its log:\n%s", err, tail(log.Name()))
 	}
-	return g, cmd.Process.Release()
+	go func() { _ = cmd.Wait() }() // so that no zombie stays when it ends before this process
+	return g, nil
 }
 
 // await waits for the holder's word that libvirtd answers.
