@@ -70,6 +70,11 @@ func (c *config) pack(ctx context.Context, suites []suite) (disk string, err err
 	if err := c.tool(ctx, "cp", append(copied, tree)...); err != nil {
 		return "", fmt.Errorf("%w (is all built? make build image)", err)
 	}
+	if vmm := os.Getenv(firecrackerEnv); vmm != "" {
+		if err := c.tool(ctx, "cp", "--", vmm, filepath.Join(tree, "build/bin/firecracker")); err != nil {
+			return "", fmt.Errorf("take the Firecracker that %s names: %w", firecrackerEnv, err)
+		}
+	}
 	disk = filepath.Join(dir, "disk.ext4")
 	if err := rootfs.WriteDisk(ctx, tree, disk, payloadName, payloadMiB); err != nil {
 		return "", err
@@ -77,6 +82,10 @@ func (c *config) pack(ctx context.Context, suites []suite) (disk string, err err
 	fmt.Fprintf(os.Stderr, "vm: test programs built and packed in %.1f s\n", time.Since(start).Seconds())
 	return disk, nil
 }
+
+// firecrackerEnv names a Firecracker of this machine. In the machine it lies beside the other programs, where
+// an agent looks for it before it tries its stand-in.
+const firecrackerEnv = "FIRECRACKER_BIN"
 
 // tool runs a program in the repository's folder; what it says is shown when it fails.
 func (c *config) tool(ctx context.Context, name string, args ...string) error {
