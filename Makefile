@@ -27,7 +27,7 @@ RUN ?=
 NATIVE ?=
 export KEEP ?=
 
-.PHONY: help deps deps-test deps-vm generate build image run demo check lint test test-unit vmtest box e2e e2e-native e2e-shell e2e-down bench clean
+.PHONY: help deps deps-test deps-vm generate build image sdk run demo check lint test test-unit vmtest box e2e e2e-native e2e-shell e2e-down bench clean
 
 help: ## Show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -54,6 +54,14 @@ build: ## Build the programs into build/bin
 image: ## Build kernel, initramfs and templates into build/image (seconds when nothing changed)
 	@$(GO) run ./guest/build --out $(IMAGE)
 
+# What the suites drive the API with: the SDK that users have, and the Node.js that it wants.
+SDK_STAMP := e2e/sdk/node_modules/.wrenn-lock-sha256
+
+sdk: deps-test ## Install E2B's SDK for the suites, as package-lock.json names it
+	@want=$$(sha256sum <e2e/sdk/package-lock.json | cut -d' ' -f1); \
+	[ "$$(cat $(SDK_STAMP) 2>/dev/null)" = "$$want" ] || \
+	{ (cd e2e/sdk && npm ci --no-audit --no-fund --ignore-scripts) && echo "$$want" >$(SDK_STAMP); }
+
 run: deps build image ## Start control plane and agent here (as root); Ctrl-C ends them and all sandboxes
 	@exec $(BIN)/wrenn up
 
@@ -69,7 +77,7 @@ check: deps-test lint ## Formatting, vet, linters, architecture, generated code
 lint:
 	$(GO) tool golangci-lint run ./...
 
-test: deps-test build image test-unit e2e-native vmtest ## All tests that need no Vagrant (as root)
+test: deps-test build image sdk test-unit e2e-native vmtest ## All tests that need no Vagrant (as root)
 
 test-unit:
 	$(GO) test -race -timeout 10m ./impl/... ./guest/... ./proto/...
@@ -87,12 +95,12 @@ box: deps-vm ## Build the Vagrant box (seconds when nothing changed)
 	@exec $(BIN)/vm box
 
 ifeq ($(NATIVE),)
-e2e: deps-vm build image ## End-to-end and fault suites in a Vagrant machine; RUN=regexp, NATIVE=1 (here), KEEP=1 (leave it up)
+e2e: deps-vm build image sdk ## End-to-end and fault suites in a Vagrant machine; RUN=regexp, NATIVE=1 (here), KEEP=1 (leave it up)
 	@$(GO) build -o $(BIN)/vm ./vagrant/vm
 	@$(GO) test -timeout 2m ./vagrant/vm/...
 	@exec $(BIN)/vm e2e $(if $(RUN),'$(RUN)')
 else
-e2e: deps-test build image e2e-native
+e2e: deps-test build image sdk e2e-native
 endif
 
 # One after the other: there is one agent per host, and a census sees the whole host.
@@ -103,7 +111,7 @@ e2e-native:
 		--junitfile build/e2e/native.xml --jsonfile build/e2e/native.json \
 		-- -count=1 -timeout 20m -p 1 $(if $(RUN),-run '$(RUN)') ./e2e/...
 
-e2e-shell: deps-vm build image ## A shell in the Vagrant machine, which stays up
+e2e-shell: deps-vm build image sdk ## A shell in the Vagrant machine, which stays up
 	@$(GO) build -o $(BIN)/vm ./vagrant/vm
 	@exec $(BIN)/vm shell
 

@@ -25,7 +25,7 @@ const debugPort = 49983
 // TestDebugMode runs debug.test.mjs against an envd of its own on debugPort.
 func TestDebugMode(t *testing.T) {
 	need.Program(t, "npm", "git", "bash")
-	install(t)
+	needSDK(t)
 	home := startEnvd(t)
 	runNode(t, "debug.test.mjs", "E2B_DEBUG=true", "WRENN_TEST_HOME="+home)
 }

@@ -18,7 +18,7 @@ func TestMain(m *testing.M) { harness.Main(m) }
 // TestU01_SDKUnchanged runs full.test.mjs against a `wrenn up` of its own.
 func TestU01_SDKUnchanged(t *testing.T) {
 	need.Program(t, "npm")
-	install(t)
+	needSDK(t)
 	before := harness.Take(t)
 	s := harness.Start(t, harness.Dir(t))
 	runNode(t, "full.test.mjs", "E2B_API_URL="+s.APIURL, "E2B_SANDBOX_URL="+s.SandboxURL, "E2B_API_KEY="+s.APIKey)

@@ -6,14 +6,14 @@ import (
 	"regexp"
 )
 
-// progress passes lines on, less those that only show how far a copy has come: Vagrant writes hundreds of
-// them, with or without a terminal.
+// progress passes lines on, less those that only show how far a copy has come, of which Vagrant writes
+// hundreds with or without a terminal, and those that list the machine's every setting.
 type progress struct {
 	out  io.Writer
 	line []byte
 }
 
-var noise = regexp.MustCompile(`Progress: *\d+%|^\s*$`)
+var noise = regexp.MustCompile(`Progress: *\d+%|^==> \w+:  -- |^\s*$`)
 
 // Write passes on each line that p completes; carriage returns count as line ends.
 func (p *progress) Write(data []byte) (int, error) {
