@@ -32,7 +32,7 @@ func TestA05_ACreateThatFailsSaysWhyAndLeavesNothing(t *testing.T) {
 		{"unknown template", nil, "nosuch", http.StatusNotFound, "nosuch"},
 		{"no memory", []string{"--memory", "500"}, "base", http.StatusServiceUnavailable, "not enough memory"},
 		{"VMM missing", []string{"--firecracker-qemu", noVMM, "--firecracker", noVMM, "--vmm", ""}, "base", http.StatusServiceUnavailable, noVMM},
-		{"guest too slow", []string{"--boot-timeout", "400ms"}, "base", http.StatusInternalServerError, "did not answer within 400ms"},
+		{"guest too slow", []string{"--boot-timeout", "400ms"}, "base", http.StatusInternalServerError, "within 400ms"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := harness.Start(t, harness.Dir(t), c.flags...)

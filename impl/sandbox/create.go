@@ -93,10 +93,11 @@ func (m *Manager) explain(ctx context.Context, s *owned, err error) error {
 	switch {
 	case s.aborted.Err() != nil:
 		return fmt.Errorf("%w: sandbox %s was given up while it was being created: %w", ErrConflict, s.now.ID, err)
+	case s.machine == nil && ctx.Err() != nil:
+		return fmt.Errorf("the create was not as far as the VMM within %v: %w", m.cfg.BootTimeout, err)
 	case s.machine == nil:
 		return err
-	}
-	if ctx.Err() != nil {
+	case ctx.Err() != nil:
 		err = fmt.Errorf("the guest did not answer within %v: %w", m.cfg.BootTimeout, err)
 	}
 	if exit := s.machine.Exit(); exit != "" {
