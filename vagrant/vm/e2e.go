@@ -22,7 +22,7 @@ const suitesLimit = 70 * time.Minute
 
 // Places in the machine and, under build/e2e, here.
 const (
-	artifactsDir = "/var/lib/artifacts"
+	artifactsDir = scratchDir + "/artifacts"
 	resultsName  = "build/e2e"
 )
 
@@ -84,7 +84,7 @@ func (m *vm) runSuites(ctx context.Context, disk string, args []string) error {
 // script runs the suites in the machine, all of them whatever fails. Its output is that of test2json.
 func (m *vm) script(args []string) string {
 	var s strings.Builder
-	fmt.Fprintf(&s, "exec 2>&1\nrm -rf %[1]s; mkdir -p %[1]s\nexport WRENN_ARTIFACTS=%[1]s WRENN_NEED=%[2]s\ncode=0\n", artifactsDir, needs(m.root))
+	fmt.Fprintf(&s, "exec 2>&1\nmkdir -p %[1]s\nexport TMPDIR=%[2]s/tmp WRENN_ARTIFACTS=%[1]s WRENN_NEED=%[3]s\ncode=0\n", artifactsDir, scratchDir, needs(m.root))
 	for _, suite := range suites {
 		flags := append([]string{"-test.v=test2json", "-test.count=1"}, suite.flags...)
 		if !m.kvm {
