@@ -40,7 +40,7 @@ func (h *Host) CreateNetwork(ctx context.Context, slot Slot, policy Policy) erro
 // CreateSteps lists what CreateNetwork does, for one run. The namespace comes first and, in the undos,
 // last: its name is the sign that the slot has, or had, a network.
 func (h *Host) CreateSteps(slot Slot, policy Policy) []step.Step {
-	s := &site{slot: slot, resolvers: h.cfg.Resolvers}
+	s := h.site(slot)
 	return []step.Step{
 		ours("netns", s.makeNetns, s.removeNetns),
 		{Name: "sysctl", Do: plain(s.inside(setKernel))},
@@ -51,6 +51,10 @@ func (h *Host) CreateSteps(slot Slot, policy Policy) []step.Step {
 		ours("route", s.addRoute, s.removeRoute),
 		{Name: "nat", Do: plain(s.inside(s.writeNAT))},
 		{Name: "egress", Do: plain(s.inside(func() error { return s.writeEgress(policy) }))},
+		{
+			Name: "names", Do: plain(func() error { return h.startNames(s, policy) }),
+			Undo: plain(func() error { return h.stopNames(slot) }),
+		},
 	}
 }
 
@@ -72,23 +76,11 @@ func (h *Host) RemoveNetwork(ctx context.Context, slot Slot) error {
 func (h *Host) RemoveSteps(slot Slot) []step.Step {
 	s := &site{slot: slot}
 	return []step.Step{
+		{Name: "names", Do: plain(func() error { return h.stopNames(slot) })},
 		{Name: "route", Do: plain(s.removeRoute)},
 		{Name: "veth", Do: plain(s.removeVeth)},
 		{Name: "netns", Do: plain(s.removeNetns)},
 	}
-}
-
-// SetPolicy replaces the egress policy of an existing network at once, for open connections too; no
-// packet is judged by a mixture of both.
-func (h *Host) SetPolicy(_ context.Context, slot Slot, policy Policy) error {
-	if err := errors.Join(slot.Check(), policy.Check()); err != nil {
-		return fmt.Errorf("setting the network policy: %w", err)
-	}
-	s := &site{slot: slot, resolvers: h.cfg.Resolvers}
-	if err := s.inside(func() error { return s.replaceEgress(policy) })(); err != nil {
-		return fmt.Errorf("setting the network policy of slot %d: %w", slot, err)
-	}
-	return nil
 }
 
 // ours is a step whose undo removes only what this run made: not what stood there before, nor anything

@@ -17,6 +17,7 @@ func TestN09_PolicyRefusesWhatIsNotIPv4(t *testing.T) {
 	require.Error(t, Policy{Deny: []netip.Prefix{{}}}.Check())
 	require.Error(t, Policy{Allow: []netip.Prefix{netip.MustParsePrefix("::ffff:10.0.0.0/104")}}.Check())
 	require.NoError(t, Policy{Allow: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}.Check())
+	require.ErrorContains(t, Policy{Domains: []string{"example.com", "Example.com"}}.Check(), `domains: "Example.com"`)
 }
 
 func TestN09_SetsHoldNoOverlaps(t *testing.T) {
