@@ -50,7 +50,15 @@ func (n *networkPart) Create(ctx context.Context, slot int, policy sandbox.Netwo
 			return fmt.Errorf("clear what an earlier agent left: %w", err)
 		}
 	}
-	return n.host.CreateNetwork(ctx, network.Slot(slot), network.Policy{AllowInternet: policy.AllowInternet})
+	return n.host.CreateNetwork(ctx, network.Slot(slot), policy)
+}
+
+func (n *networkPart) SetPolicy(ctx context.Context, slot int, policy sandbox.NetworkPolicy) error {
+	return n.host.SetPolicy(ctx, network.Slot(slot), policy)
+}
+
+func (n *networkPart) AdoptPolicy(ctx context.Context, slot int, policy sandbox.NetworkPolicy) error {
+	return n.host.AdoptPolicy(ctx, network.Slot(slot), policy)
 }
 
 func (n *networkPart) Remove(ctx context.Context, slot int) error {

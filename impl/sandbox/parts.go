@@ -17,12 +17,6 @@ type Template struct {
 	Kernel, Initramfs string
 }
 
-// NetworkPolicy is what a sandbox's network lets through.
-type NetworkPolicy struct {
-	// AllowInternet false leaves only connections that the host opens.
-	AllowInternet bool
-}
-
 // Network makes and removes the networks of sandboxes. A slot is an index, 1 to 32767.
 type Network interface {
 	// Reserve takes a free slot without touching the kernel; ErrNoSlot when there is none.
@@ -34,6 +28,11 @@ type Network interface {
 	// Create makes the slot's network, or leaves nothing behind. What an earlier life of the agent left
 	// of that slot is replaced.
 	Create(ctx context.Context, slot int, policy NetworkPolicy) error
+	// SetPolicy replaces the policy of a slot's network at once, for open connections too; on an error
+	// the former one holds.
+	SetPolicy(ctx context.Context, slot int, policy NetworkPolicy) error
+	// AdoptPolicy takes over the network of a claimed slot and makes sure that its policy is this one.
+	AdoptPolicy(ctx context.Context, slot int, policy NetworkPolicy) error
 	// Remove removes whatever there is of the slot's network; it is idempotent.
 	Remove(ctx context.Context, slot int) error
 	// Address is where the host reaches the guest of a slot.
@@ -60,6 +59,7 @@ type BootSpec struct {
 	VCPUs, MemoryMiB  int
 	Kernel, Initramfs string
 	DiskPath          string
+	Limits            Limits
 }
 
 // Identity tells a process apart from every other, also from one that gets its pid later.

@@ -61,12 +61,29 @@ func (m *Manager) adopt(j *journal) bool {
 		m.cfg.Logger.Error("sandbox's slot is taken", "sandbox", j.Info.ID, "slot", j.Info.Slot, "error", err)
 		return false
 	}
+	policy, err := m.adoptRules(j)
+	if err != nil {
+		m.cfg.Logger.Error("sandbox's network rules cannot be made sure of", "sandbox", j.Info.ID, "error", err)
+		m.cfg.Network.Free(j.Info.Slot)
+		return false
+	}
 	s := fromJournal(j)
-	s.machine, s.hasDisk = machine, true
+	s.machine, s.hasDisk, s.policy = machine, true, policy
 	s.now.Address = m.cfg.Network.Address(j.Info.Slot)
 	m.enter(s)
 	m.cfg.Logger.Info("sandbox adopted", "sandbox", j.Info.ID, "slot", j.Info.Slot, "pid", j.Machine.PID)
 	return true
+}
+
+// adoptRules puts in force what the journal says, unless it is.
+func (m *Manager) adoptRules(j *journal) (NetworkPolicy, error) {
+	policy, err := parseRules(j.Info.Network)
+	if err != nil {
+		return policy, err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), rulesTimeout)
+	defer cancel()
+	return policy, m.cfg.Network.AdoptPolicy(ctx, j.Info.Slot, policy)
 }
 
 // keep lists a sandbox that had failed, so that its reason and console can still be read.
