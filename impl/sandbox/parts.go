@@ -21,8 +21,9 @@ type Template struct {
 type Network interface {
 	// Reserve takes a free slot without touching the kernel; ErrNoSlot when there is none.
 	Reserve() (slot int, err error)
-	// Claim takes a slot that an earlier life of the agent gave out.
-	Claim(slot int) error
+	// Claim takes a slot that an earlier life of the agent gave out, with its network, and makes sure that
+	// the network's policy is this one. On an error the slot is not taken.
+	Claim(ctx context.Context, slot int, policy NetworkPolicy) error
 	// Free gives a slot back once its network is removed.
 	Free(slot int)
 	// Create makes the slot's network, or leaves nothing behind. What an earlier life of the agent left
@@ -31,8 +32,6 @@ type Network interface {
 	// SetPolicy replaces the policy of a slot's network at once, for open connections too; on an error
 	// the former one holds.
 	SetPolicy(ctx context.Context, slot int, policy NetworkPolicy) error
-	// AdoptPolicy takes over the network of a claimed slot and makes sure that its policy is this one.
-	AdoptPolicy(ctx context.Context, slot int, policy NetworkPolicy) error
 	// Remove removes whatever there is of the slot's network; it is idempotent.
 	Remove(ctx context.Context, slot int) error
 	// Address is where the host reaches the guest of a slot.

@@ -144,12 +144,18 @@ func (n network) Reserve() (int, error) {
 	return 0, fmt.Errorf("%w: all %d are taken", sandbox.ErrNoSlot, n.h.Slots)
 }
 
-func (n network) Claim(slot int) error {
+func (n network) Claim(ctx context.Context, slot int, policy sandbox.NetworkPolicy) error {
 	n.h.mu.Lock()
-	defer n.h.mu.Unlock()
 	if n.h.reserved[slot] {
+		n.h.mu.Unlock()
 		return fmt.Errorf("slot %d is taken", slot)
 	}
+	n.h.mu.Unlock()
+	if err := n.SetPolicy(ctx, slot, policy); err != nil {
+		return err
+	}
+	n.h.mu.Lock()
+	defer n.h.mu.Unlock()
 	n.h.reserved[slot] = true
 	return nil
 }
@@ -190,10 +196,6 @@ func (n network) SetPolicy(_ context.Context, slot int, policy sandbox.NetworkPo
 	}
 	n.h.policies[slot] = policy
 	return nil
-}
-
-func (n network) AdoptPolicy(ctx context.Context, slot int, policy sandbox.NetworkPolicy) error {
-	return n.SetPolicy(ctx, slot, policy)
 }
 
 func (n network) Remove(_ context.Context, slot int) error {
