@@ -27,9 +27,6 @@ const (
 	typeIXFR  dnsmessage.Type = 251
 )
 
-// errSilence is for what deserves no answer: not even a query, or an answer that would be answered again.
-var errSilence = errors.New("not a query")
-
 // query is what a guest asks.
 type query struct {
 	id        uint16
@@ -42,33 +39,34 @@ type query struct {
 }
 
 // readQuery takes a message apart. A code other than success is the answer to give at once; the query
-// is then as far as it could be read.
-func readQuery(msg []byte) (query, dnsmessage.RCode, error) {
+// is then as far as it could be read. False is for what deserves no answer: not even a query, or an
+// answer, which would be answered again.
+func readQuery(msg []byte) (query, dnsmessage.RCode, bool) {
 	var p dnsmessage.Parser
 	header, err := p.Start(msg)
 	if err != nil || header.Response {
-		return query{}, 0, errSilence
+		return query{}, 0, false
 	}
 	q := query{id: header.ID, recursion: header.RecursionDesired, size: plainSize}
 	if header.OpCode != 0 {
-		return q, dnsmessage.RCodeNotImplemented, nil
+		return q, dnsmessage.RCodeNotImplemented, true
 	}
 	questions, err := p.AllQuestions()
 	if err != nil || len(questions) != 1 {
-		return q, dnsmessage.RCodeFormatError, nil
+		return q, dnsmessage.RCodeFormatError, true
 	}
 	q.question = questions[0]
 	if p.SkipAllAnswers() != nil || p.SkipAllAuthorities() != nil || !q.readOptions(&p) {
-		return q, dnsmessage.RCodeFormatError, nil
+		return q, dnsmessage.RCodeFormatError, true
 	}
 	if q.question.Class != dnsmessage.ClassINET {
-		return q, dnsmessage.RCodeNotImplemented, nil
+		return q, dnsmessage.RCodeNotImplemented, true
 	}
 	// A whole zone is no answer to a guest; ANY is what RFC 8482 allows to refuse.
 	if slices.Contains([]dnsmessage.Type{dnsmessage.TypeALL, dnsmessage.TypeAXFR, typeIXFR}, q.question.Type) {
-		return q, dnsmessage.RCodeNotImplemented, nil
+		return q, dnsmessage.RCodeNotImplemented, true
 	}
-	return q, dnsmessage.RCodeSuccess, nil
+	return q, dnsmessage.RCodeSuccess, true
 }
 
 // readOptions looks for the OPT record; false means that the section is malformed.

@@ -165,8 +165,8 @@ func (s *Server) pause() {
 
 // answer returns the answer to a message, or nil where there is none to give.
 func (s *Server) answer(msg []byte, stream bool) []byte {
-	q, code, err := readQuery(msg)
-	if err != nil {
+	q, code, ok := readQuery(msg)
+	if !ok {
 		return nil
 	}
 	size := q.size
