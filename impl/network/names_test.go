@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"testing"
 	"time"
 
@@ -12,7 +13,9 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/net/dns/dnsmessage"
 
+	"wrenn/impl/egress"
 	"wrenn/impl/netns"
+	"wrenn/impl/network/nameserver"
 )
 
 func TestN09_AnAllowedNameOpensItsAddressesAlone(t *testing.T) {
@@ -274,4 +277,52 @@ func TestN09_AddressesOfNamesAreBounded(t *testing.T) {
 		o.add(fmt.Sprint(i))
 	}
 	assert.Len(t, o.names, maxNames)
+}
+
+func TestN09_ForwardersLeaveNoDescriptorBehind(t *testing.T) {
+	h, _ := newNamedHost(t, zone{"one.test.": {a(publicServer)}}, time.Minute)
+	guest := newSandbox(t, h, 53, Policy{})
+	descriptors := func() int {
+		entries, err := os.ReadDir("/proc/self/fd")
+		require.NoError(t, err)
+		return len(entries)
+	}
+	before := descriptors()
+	for range 10 {
+		require.NoError(t, h.SetPolicy(t.Context(), 53, policy(t, "one.test")))
+		assertResolves(t, guest, "one.test.", publicServer)
+		_, err := lookup(guest, "tcp", nowhere, "one.test.")
+		require.NoError(t, err)
+		require.NoError(t, h.SetPolicy(t.Context(), 53, Policy{}))
+	}
+	assert.Equal(t, before, descriptors(), "what a sandbox without names costs")
+	require.NoError(t, h.SetPolicy(t.Context(), 53, policy(t, "one.test")))
+	assert.Greater(t, descriptors(), before)
+	require.NoError(t, h.Close())
+	assert.Equal(t, before, descriptors())
+}
+
+// All bounds at once fit into the messages by which the kernel is told.
+func TestN09_TheLargestPolicyIsTaken(t *testing.T) {
+	h, _ := newNamedHost(t, zone{}, time.Minute)
+	rules := egress.Rules{DenyOut: []string{"0.0.0.0/0"}}
+	for i := range egress.MaxEntries - 1 {
+		rules.AllowOut = append(rules.AllowOut, fmt.Sprintf("198.51.%d.0/32", i))
+		rules.DenyOut = append(rules.DenyOut, fmt.Sprintf("8.8.%d.0/25", i))
+	}
+	rules.AllowOut = append(rules.AllowOut, "*.test")
+	largest, err := rules.Policy()
+	require.NoError(t, err)
+	guest := newSandbox(t, h, 54, largest)
+	var found []nameserver.Address
+	for i := range maxAddresses {
+		found = append(found, nameserver.Address{Addr: netip.AddrFrom4([4]byte{198, 51, byte(100 + i>>8), byte(i)}), TTL: time.Minute})
+	}
+	n := h.namesOf(54)
+	require.NoError(t, n.learn("all.test.", found))
+	require.NoError(t, n.learn("again.test.", found))
+	require.Error(t, n.learn("more.test.", []nameserver.Address{{Addr: netip.MustParseAddr("9.9.9.9")}}))
+	require.NoError(t, h.SetPolicy(t.Context(), 54, largest))
+	assertReaches(t, guest, publicServer, hostUplink)
+	assert.Len(t, n.known, maxAddresses)
 }
