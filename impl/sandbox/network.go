@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"wrenn/impl/egress"
+	"wrenn/impl/step"
 )
 
 // NetworkPolicy is what a sandbox's network lets through.
@@ -60,27 +61,48 @@ func (s *owned) setNetwork(ctx context.Context, rules egress.Rules, policy Netwo
 	}
 }
 
-// changeRules runs in the owner. The journal comes first: a crash between it and the kernel leaves a
-// change that was never acknowledged and that the next life makes, never one that was acknowledged and
-// is lost.
+// NetworkAct is the act under which the steps of a change run; the fault suite names it.
+const NetworkAct = "sandbox.network"
+
+// changeRules runs in the owner.
 func (m *Manager) changeRules(s *owned, c rulesChange) error {
 	before := s.info()
 	if before.State != Running {
 		return before.State.conflict(before.ID, rulesAct)
 	}
-	s.update(func(i *Info) { i.Network = c.rules })
-	err := m.writeJournal(s)
-	if err == nil {
-		ctx, cancel := context.WithTimeout(context.Background(), rulesTimeout)
-		defer cancel()
-		err = m.cfg.Network.SetPolicy(ctx, before.Slot, c.policy)
-	}
-	if err != nil {
-		s.update(func(i *Info) { i.Network = before.Network })
-		return errors.Join(err, m.writeJournal(s))
+	ctx, cancel := context.WithTimeout(context.Background(), rulesTimeout)
+	defer cancel()
+	if _, err := step.Run(ctx, NetworkAct, m.networkSteps(s, before, c)); err != nil {
+		return err
 	}
 	s.policy = c.policy
 	m.cfg.Logger.Info("sandbox has other network rules", "sandbox", before.ID,
 		"internet", c.rules.AllowInternet, "allowOut", len(c.rules.AllowOut), "denyOut", len(c.rules.DenyOut))
 	return nil
+}
+
+// networkSteps write the change down first: a crash after that leaves a change that was never acknowledged
+// and that the next life makes, never one that was acknowledged and is lost.
+func (m *Manager) networkSteps(s *owned, before Info, c rulesChange) []step.Step {
+	write := func(rules egress.Rules) func(context.Context) error {
+		return func(context.Context) error {
+			s.update(func(i *Info) { i.Network = rules })
+			return m.writeJournal(s)
+		}
+	}
+	return []step.Step{
+		{Name: "journal", Do: write(c.rules), Undo: write(before.Network)},
+		{Name: "policy", Do: func(ctx context.Context) error {
+			return m.cfg.Network.SetPolicy(ctx, before.Slot, c.policy)
+		}, Undo: func(ctx context.Context) error {
+			return m.cfg.Network.SetPolicy(ctx, before.Slot, s.policy)
+		}},
+	}
+}
+
+// NetworkSteps names the steps of a change of the rules in order; the fault suite kills the agent after
+// each.
+func NetworkSteps() []string {
+	var m Manager
+	return step.Names(m.networkSteps(emptyOwned(), Info{}, rulesChange{}))
 }

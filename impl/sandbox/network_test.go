@@ -68,6 +68,10 @@ func TestN09_RulesAtCreateAndAtRunTime(t *testing.T) {
 	}, 10*time.Second, time.Millisecond, "a sandbox that has failed")
 }
 
+func TestF01_TheStepsOfAChange(t *testing.T) {
+	assert.Equal(t, []string{"journal", "policy"}, sandbox.NetworkSteps(), "what is written down comes first")
+}
+
 func TestN09_RulesThatTheKernelRefusesAreNotWrittenDown(t *testing.T) {
 	h := sandboxtest.NewHost()
 	cfg := config(t, h)
