@@ -66,6 +66,13 @@ func TestN08_Resolvers(t *testing.T) {
 			assert.Equal(t, tc.want, got)
 		})
 	}
-	_, err := Resolvers(dir)
+	found, err := Upstreams(stub, upstream)
+	require.NoError(t, err)
+	assert.Equal(t, []netip.Addr{netip.MustParseAddr("127.0.0.53")}, found, "the host itself can ask its stub")
+	found, err = Upstreams(mixed)
+	require.NoError(t, err)
+	assert.Equal(t, netip.MustParseAddr("::1"), found[0])
+	assert.Len(t, found, MaxResolvers)
+	_, err = Resolvers(dir)
 	require.Error(t, err, "a file that cannot be read")
 }
