@@ -89,16 +89,13 @@ func (v *vmmPart) bootArgs(hostname string) string {
 		"console=ttyS0", "quiet", "reboot=k", "panic=1", "pci=off", "net.ifnames=0",
 		fmt.Sprintf("wrenn.ip=%s/%d", network.GuestIP, network.GuestPrefixBits), "wrenn.gw=" + network.TapIP, "wrenn.hostname=" + hostname,
 	}
-	// Without a resolver that a guest could use there is still its forwarder, once its policy has names:
-	// that is reached by whatever address is asked.
-	list := []string{network.TapIP}
 	if len(v.resolvers) > 0 {
-		list = nil
+		var list []string
+		for _, r := range v.resolvers {
+			list = append(list, r.String())
+		}
+		args = append(args, "wrenn.dns="+strings.Join(list, ","))
 	}
-	for _, r := range v.resolvers {
-		list = append(list, r.String())
-	}
-	args = append(args, "wrenn.dns="+strings.Join(list, ","))
 	return strings.Join(args, " ")
 }
 
