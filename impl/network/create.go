@@ -24,8 +24,12 @@ func (h *Host) CreateNetwork(ctx context.Context, slot Slot, policy Policy) erro
 	if err := errors.Join(slot.Check(), policy.Check()); err != nil {
 		return fmt.Errorf("%s: %w", CreateAct, err)
 	}
+	return h.make(ctx, CreateAct, slot, h.CreateSteps(slot, policy))
+}
+
+func (h *Host) make(ctx context.Context, act string, slot Slot, steps []step.Step) error {
 	start := time.Now()
-	timings, err := step.Run(ctx, CreateAct, h.CreateSteps(slot, policy))
+	timings, err := step.Run(ctx, act, steps)
 	if err != nil {
 		return fmt.Errorf("slot %d: %w", slot, err)
 	}
@@ -33,14 +37,19 @@ func (h *Host) CreateNetwork(ctx context.Context, slot Slot, policy Policy) erro
 	for _, t := range timings {
 		attrs = append(attrs, slog.Duration(t.Name, t.Duration))
 	}
-	h.cfg.Logger.LogAttrs(ctx, slog.LevelDebug, "network created", attrs...)
+	h.cfg.Logger.LogAttrs(ctx, slog.LevelDebug, act, attrs...)
 	return nil
 }
 
-// CreateSteps lists what CreateNetwork does, for one run. The namespace comes first and, in the undos,
-// last: its name is the sign that the slot has, or had, a network.
+// CreateSteps lists what CreateNetwork does, for one run.
 func (h *Host) CreateSteps(slot Slot, policy Policy) []step.Step {
 	s := h.site(slot)
+	return append(s.bareSteps(), h.policySteps(s, policy)...)
+}
+
+// bareSteps make a network without a policy. The namespace comes first and, in the undos, last: its name is
+// the sign that the slot has, or had, a network.
+func (s *site) bareSteps() []step.Step {
 	return []step.Step{
 		ours("netns", s.makeNetns, s.removeNetns),
 		{Name: "sysctl", Do: plain(s.inside(setKernel))},
@@ -50,10 +59,16 @@ func (h *Host) CreateSteps(slot Slot, policy Policy) []step.Step {
 		{Name: "tap", Do: plain(s.inside(makeTap))},
 		ours("route", s.addRoute, s.removeRoute),
 		{Name: "nat", Do: plain(s.inside(s.writeNAT))},
+	}
+}
+
+// policySteps give a bare network its policy.
+func (h *Host) policySteps(s *site, policy Policy) []step.Step {
+	return []step.Step{
 		{Name: "egress", Do: plain(s.inside(func() error { return s.writeEgress(policy) }))},
 		{
 			Name: "names", Do: plain(func() error { return h.startNames(s, policy) }),
-			Undo: plain(func() error { return h.stopNames(slot) }),
+			Undo: plain(func() error { return h.stopNames(s.slot) }),
 		},
 	}
 }
