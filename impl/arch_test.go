@@ -34,6 +34,7 @@ var rules = []rule{
 	// The floor: imports nothing of ours, so that everything may stand on it.
 	{"impl/step", nil, "the floor"},
 	{"impl/safename", nil, "the floor"},
+	{"impl/egress", nil, "the floor: what rules mean is the same for the API, the domain and the kernel"},
 	{"impl/need", nil, "the floor"},
 	{"impl/transport", nil, "the floor"},
 	{"impl/netns", nil, "the floor"},
@@ -41,14 +42,15 @@ var rules = []rule{
 	{"impl/internal/...", nil, "the floor"},
 
 	// The domain knows no adapter: package agent hands them in.
-	{"impl/sandbox", []string{"impl/step", "impl/safename", "impl/internal/..."}, "the domain imports no adapter"},
-	{"impl/sandbox/sandboxtest", []string{"impl/sandbox"}, "fakes and the lifecycle suite"},
+	{"impl/sandbox", []string{"impl/step", "impl/safename", "impl/egress", "impl/internal/..."}, "the domain imports no adapter"},
+	{"impl/sandbox/sandboxtest", []string{"impl/sandbox", "impl/egress"}, "fakes and the lifecycle suite"},
 
 	// Adapters know neither the domain nor each other.
 	{"impl/firecracker", []string{"impl/transport", "impl/internal/..."}, "an adapter"},
 	{"impl/firecracker/firecrackertest/guestinit", nil, "runs as the init of the suite's guests"},
 	{"impl/firecracker/firecrackertest", []string{"impl/firecracker", "impl/need", "impl/netns", "impl/netns/netnstest"}, "the conformance suite of VMMs"},
-	{"impl/network", []string{"impl/netns", "impl/step", "impl/internal/..."}, "an adapter; a sandbox's network lives in a namespace"},
+	{"impl/network", []string{"impl/netns", "impl/network/nameserver", "impl/step", "impl/egress", "impl/internal/..."}, "an adapter; a sandbox's network lives in a namespace"},
+	{"impl/network/nameserver", nil, "speaks DNS, and knows neither sandboxes nor namespaces"},
 	{"impl/rootfs", []string{"impl/safename", "impl/internal/..."}, "an adapter"},
 	{"impl/envdclient", []string{"proto/gen/..."}, "an adapter; speaks the guest's wire"},
 	{"impl/qemu", []string{"impl/transport", "impl/internal/..."}, "a program of its own: knows Firecracker's wire, not our client of it"},
@@ -59,7 +61,7 @@ var rules = []rule{
 
 	// The agent wires the domain to the adapters.
 	{"impl/agent", []string{
-		"impl/sandbox", "impl/firecracker", "impl/network", "impl/netns", "impl/rootfs", "impl/envdclient", "impl/portproxy",
+		"impl/sandbox", "impl/firecracker", "impl/network", "impl/netns", "impl/egress", "impl/rootfs", "impl/envdclient", "impl/portproxy",
 		"impl/transport", "impl/safename", "impl/internal/...", "proto/gen/...",
 	}, "the one place where adapters meet"},
 
@@ -68,7 +70,7 @@ var rules = []rule{
 	{"impl/store", []string{"impl/internal/..."}, "the control plane's memory"},
 	{"impl/store/storetest", []string{"impl/store"}, "the suite that each database passes"},
 	{"impl/controlplane", []string{
-		"impl/agentclient", "impl/store", "impl/portproxy", "impl/transport", "impl/safename", "proto", "proto/gen/...",
+		"impl/agentclient", "impl/store", "impl/portproxy", "impl/transport", "impl/safename", "impl/egress", "proto", "proto/gen/...",
 	}, "knows agents by their wire alone"},
 
 	// Clients and programs.

@@ -146,8 +146,24 @@ describe('sandboxes', () => {
     assert.equal(await again.isRunning(), true)
   })
 
+  test('network rules at create and at run time', async () => {
+    await sandbox.updateNetwork({ allowOut: ['198.51.100.7', '*.example.com'], denyOut: ({ allTraffic }) => [allTraffic] })
+    let info = await sandbox.getInfo()
+    assert.deepEqual(info.network.allowOut, ['198.51.100.7', '*.example.com'])
+    assert.deepEqual(info.network.denyOut, ['0.0.0.0/0'])
+    await assert.rejects(sandbox.updateNetwork({ allowOut: ['example.com'] }), /allowOut.*0\.0\.0\.0\/0/)
+    await sandbox.updateNetwork({ allowInternetAccess: false })
+    info = await sandbox.getInfo()
+    assert.equal(info.allowInternetAccess, false)
+    assert.deepEqual(info.network.allowOut, [])
+    await sandbox.updateNetwork({})
+    await assert.rejects(Sandbox.updateNetwork('inosuch', {}), SandboxNotFoundError)
+    await assert.rejects(Sandbox.create('base', { network: { denyOut: ['example.com'] } }), /network\.denyOut\[0\]/)
+  })
+
   test('kill', async () => {
-    const other = await Sandbox.create({ template: 'base' })
+    const other = await Sandbox.create({ template: 'base', network: { denyOut: ['198.51.100.0/24'], allowPublicTraffic: true } })
+    assert.deepEqual((await other.getInfo()).network.denyOut, ['198.51.100.0/24'])
     assert.equal(await other.isRunning(), true)
     assert.equal(await other.kill(), true)
     assert.equal(await other.isRunning(), false)

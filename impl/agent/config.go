@@ -37,6 +37,8 @@ type Config struct {
 	// Egress is the sustained rate and the burst of what a guest sends, in bytes per second and bytes;
 	// a zero rate is no limit.
 	EgressRate, EgressBurst int64
+	// IngressRate and IngressBurst are the same for what a guest receives.
+	IngressRate, IngressBurst int64
 	// BootTimeout bounds a create; 0 means 90 s.
 	BootTimeout time.Duration
 	// DestroyAtExit ends all sandboxes when the agent is told to stop; otherwise they run on and the
@@ -58,6 +60,8 @@ const (
 	// carries, and half a second of it at once.
 	DefaultEgressRate  = 200_000_000
 	DefaultEgressBurst = 100_000_000
+	// DefaultIngressBurst counts once a rate is set: half a second of 200 MB/s, as above.
+	DefaultIngressBurst = 100_000_000
 )
 
 func (c Config) check() error {
@@ -76,6 +80,9 @@ func (c Config) check() error {
 	}
 	if c.BootTimeout > maxBootTimeout {
 		return fmt.Errorf("agent: boot-timeout %v is more than %v, after which a control plane gives a create up", c.BootTimeout, maxBootTimeout)
+	}
+	if err := c.checkLimits(); err != nil {
+		return err
 	}
 	if c.Logger == nil {
 		return errors.New("agent: a logger must be set")

@@ -2,12 +2,14 @@ package agent
 
 import (
 	"errors"
+	"math"
 	"time"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"wrenn/impl/egress"
 	"wrenn/impl/safename"
 	"wrenn/impl/sandbox"
 	hostagentv1 "wrenn/proto/gen/hostagent/v1"
@@ -64,6 +66,7 @@ func toWire(i sandbox.Info) *hostagentv1.Sandbox {
 		StartedAt: timestamppb.New(i.StartedAt), Deadline: timestamppb.New(i.Deadline),
 		Vcpus: uint32(i.VCPUs), MemoryMib: uint64(i.MemoryMiB), DiskMib: uint64(i.DiskMiB), Slot: uint32(i.Slot),
 		BootPath: bootPaths[i.BootPath], Metadata: i.Metadata, EnvdVersion: i.EnvdVersion,
+		Network: &hostagentv1.NetworkRules{AllowInternet: i.Network.AllowInternet, AllowOut: i.Network.AllowOut, DenyOut: i.Network.DenyOut},
 	}
 	for _, s := range i.Stages {
 		out.Stages = append(out.Stages, &hostagentv1.Stage{Name: s.Name, Duration: durationpb.New(s.Duration)})
@@ -77,7 +80,20 @@ func fromWire(r *hostagentv1.CreateSandboxRequest) sandbox.CreateRequest {
 	return sandbox.CreateRequest{
 		ID: r.GetId(), Template: r.GetTemplate(), VCPUs: int(min(r.GetVcpus(), tooMuch)), MemoryMiB: int(min(r.GetMemoryMib(), tooMuch)),
 		Timeout: timeoutFromWire(r.GetTimeout()), EnvVars: r.GetEnvVars(), Metadata: r.GetMetadata(),
-		AccessToken: r.GetEnvdAccessToken(), AllowInternet: r.GetAllowInternet(),
+		AccessToken: r.GetEnvdAccessToken(), AllowInternet: r.GetNetwork().GetAllowInternet(),
+		AllowOut: r.GetNetwork().GetAllowOut(), DenyOut: r.GetNetwork().GetDenyOut(), Limits: limitsFromWire(r.GetLimits()),
+	}
+}
+
+func rulesFromWire(r *hostagentv1.NetworkRules) egress.Rules {
+	return egress.Rules{AllowInternet: r.GetAllowInternet(), AllowOut: r.GetAllowOut(), DenyOut: r.GetDenyOut()}
+}
+
+func limitsFromWire(l *hostagentv1.NetworkLimits) sandbox.Limits {
+	clamp := func(n uint64) int64 { return int64(min(n, math.MaxInt64)) }
+	return sandbox.Limits{
+		Egress:  sandbox.Limit{Rate: clamp(l.GetEgressBytesPerSecond()), Burst: clamp(l.GetEgressBurstBytes())},
+		Ingress: sandbox.Limit{Rate: clamp(l.GetIngressBytesPerSecond()), Burst: clamp(l.GetIngressBurstBytes())},
 	}
 }
 

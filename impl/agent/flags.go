@@ -19,8 +19,11 @@ func (c *Config) Flags(f *pflag.FlagSet) {
 	f.StringVar(&c.FirecrackerQEMU, "firecracker-qemu", beside("firecracker-qemu"), "its stand-in on QEMU")
 	f.IntVar(&c.MemoryMiB, "memory", 0, "MiB that all guests together may have (default 85 % of the host's)")
 	f.IntVar(&c.ReadyDisks, "ready-disks", 2, "disk copies kept ready per template")
-	f.Int64Var(&c.EgressRate, "egress-rate", DefaultEgressRate, "bytes per second that a guest may send; 0 for no limit")
+	f.Int64Var(&c.EgressRate, "egress-rate", DefaultEgressRate, "bytes per second that a guest may send, unless it is created with less; 0 for no limit")
 	f.Int64Var(&c.EgressBurst, "egress-burst", DefaultEgressBurst, "bytes that it may send at once")
+	f.Int64Var(&c.IngressRate, "ingress-rate", 0, "bytes per second that a guest may receive; 0 for no limit")
+	f.Int64Var(&c.IngressBurst, "ingress-burst", DefaultIngressBurst, "bytes that it may receive at once")
+	f.Func("resolver", "IP address of a name server for guests; may be repeated (default the host's own)", c.addResolver)
 	f.DurationVar(&c.BootTimeout, "boot-timeout", 0, "bound of a create (default 1m30s)")
 }
 

@@ -85,6 +85,13 @@ func (h *handler) SetSandboxDeadline(ctx context.Context, r *connect.Request[hos
 	return connect.NewResponse(&hostagentv1.SetSandboxDeadlineResponse{Deadline: timestamppb.New(deadline)}), nil
 }
 
+func (h *handler) SetSandboxNetwork(ctx context.Context, r *connect.Request[hostagentv1.SetSandboxNetworkRequest]) (*connect.Response[hostagentv1.SetSandboxNetworkResponse], error) {
+	if err := h.manager.SetNetwork(ctx, r.Msg.GetId(), rulesFromWire(r.Msg.GetNetwork())); err != nil {
+		return nil, toWireError(err)
+	}
+	return connect.NewResponse(&hostagentv1.SetSandboxNetworkResponse{}), nil
+}
+
 func (h *handler) GetSandboxLogs(_ context.Context, r *connect.Request[hostagentv1.GetSandboxLogsRequest]) (*connect.Response[hostagentv1.GetSandboxLogsResponse], error) {
 	limit := int(r.Msg.GetLimit())
 	if limit == 0 {

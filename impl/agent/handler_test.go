@@ -62,7 +62,7 @@ func serve(t *testing.T) served {
 
 func createRequest(id string) *connect.Request[hostagentv1.CreateSandboxRequest] {
 	return connect.NewRequest(&hostagentv1.CreateSandboxRequest{
-		Id: id, Template: "base", Timeout: durationpb.New(time.Hour), Metadata: map[string]string{"a": "b"}, AllowInternet: true,
+		Id: id, Template: "base", Timeout: durationpb.New(time.Hour), Metadata: map[string]string{"a": "b"}, Network: &hostagentv1.NetworkRules{AllowInternet: true},
 	})
 }
 

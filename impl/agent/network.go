@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"sync/atomic"
 
-	"wrenn/impl/netns"
 	"wrenn/impl/network"
 	"wrenn/impl/sandbox"
 )
@@ -29,12 +28,15 @@ func (n *networkPart) Reserve() (int, error) {
 }
 
 // Claim refuses a slot without a network: a machine cut off from the world is nothing to take over.
-func (n *networkPart) Claim(slot int) error {
-	ns, err := netns.Open(network.Slot(slot).Netns())
-	if err != nil {
-		return fmt.Errorf("slot %d: %w", slot, err)
+func (n *networkPart) Claim(ctx context.Context, slot int, policy sandbox.NetworkPolicy) error {
+	s := network.Slot(slot)
+	if err := n.slots.Claim(s); err != nil {
+		return err
 	}
-	return errors.Join(ns.Close(), n.slots.Claim(network.Slot(slot)))
+	if err := n.host.AdoptPolicy(ctx, s, policy); err != nil {
+		return errors.Join(err, n.slots.Release(s))
+	}
+	return nil
 }
 
 // Free panics on a slot that is not held: two sandboxes would believe that it is theirs.
@@ -50,7 +52,11 @@ func (n *networkPart) Create(ctx context.Context, slot int, policy sandbox.Netwo
 			return fmt.Errorf("clear what an earlier agent left: %w", err)
 		}
 	}
-	return n.host.CreateNetwork(ctx, network.Slot(slot), network.Policy{AllowInternet: policy.AllowInternet})
+	return n.host.CreateNetwork(ctx, network.Slot(slot), policy)
+}
+
+func (n *networkPart) SetPolicy(ctx context.Context, slot int, policy sandbox.NetworkPolicy) error {
+	return n.host.SetPolicy(ctx, network.Slot(slot), policy)
 }
 
 func (n *networkPart) Remove(ctx context.Context, slot int) error {

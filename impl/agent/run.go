@@ -13,7 +13,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"wrenn/impl/firecracker"
 	"wrenn/impl/network"
 	"wrenn/impl/portproxy"
 	"wrenn/impl/rootfs"
@@ -93,7 +92,11 @@ func (h *host) open(ctx, background context.Context) error {
 			return err
 		}
 	}
-	if h.network, err = network.NewHost(network.Config{Logger: h.cfg.Logger, Dir: h.cfg.Dir, Resolvers: resolvers}); err != nil {
+	upstreams, err := h.cfg.upstreams()
+	if err != nil {
+		return err
+	}
+	if h.network, err = network.NewHost(network.Config{Logger: h.cfg.Logger, Dir: h.cfg.Dir, Resolvers: resolvers, Upstreams: upstreams}); err != nil {
 		return err
 	}
 	if err := h.network.Setup(ctx); err != nil {
@@ -110,11 +113,7 @@ func (h *host) open(ctx, background context.Context) error {
 		return err
 	}
 	h.part = &networkPart{host: h.network, slots: slots}
-	vmm := &vmmPart{choice: choice, resolvers: resolvers, logger: h.cfg.Logger, background: background}
-	if vmm.egress, err = egressLimiter(h.cfg); err != nil {
-		return err
-	}
-	return h.assemble(choice, vmm)
+	return h.assemble(choice, &vmmPart{choice: choice, resolvers: resolvers, logger: h.cfg.Logger, background: background})
 }
 
 // assemble makes the Manager and what serves it.
@@ -125,7 +124,7 @@ func (h *host) assemble(choice Choice, vmm *vmmPart) error {
 	}
 	h.manager, err = sandbox.NewManager(sandbox.Config{
 		Dir: filepath.Join(h.cfg.Dir, "sandboxes"), Logger: h.cfg.Logger, Network: h.part,
-		Disk: newDiskPart(h.cfg, h.disks), VMM: vmm, Guest: guestPart{}, BootTimeout: h.cfg.BootTimeout, MemoryMiB: memoryMiB,
+		Disk: newDiskPart(h.cfg, h.disks), VMM: vmm, Guest: guestPart{}, BootTimeout: h.cfg.BootTimeout, MemoryMiB: memoryMiB, Limits: h.cfg.limits(),
 		OnEnd: func(id string) { h.proxy.EvictProxy(id) },
 	})
 	if err != nil {
@@ -187,6 +186,9 @@ func (h *host) close() error {
 	if h.disks != nil {
 		errs = append(errs, h.disks.Close())
 	}
+	if h.network != nil {
+		errs = append(errs, h.network.Close())
+	}
 	// Sandboxes that are left, whatever the reason, keep the rules that isolate them.
 	if h.network != nil && h.cfg.DestroyAtExit && !sandboxesLeft(h.cfg.Dir) {
 		ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
@@ -225,15 +227,4 @@ func (h *host) logChoice(c Choice) {
 		return
 	}
 	h.cfg.Logger.Info("VMM chosen", "vmm", c.Name, "reason", c.Reason)
-}
-
-func egressLimiter(cfg Config) (*firecracker.RateLimiter, error) {
-	if cfg.EgressRate == 0 {
-		return nil, nil
-	}
-	bucket, err := firecracker.Bandwidth(cfg.EgressRate, cfg.EgressBurst)
-	if err != nil {
-		return nil, fmt.Errorf("agent: egress rate %d B/s with a burst of %d B: %w", cfg.EgressRate, cfg.EgressBurst, err)
-	}
-	return &firecracker.RateLimiter{Bandwidth: &bucket}, nil
 }

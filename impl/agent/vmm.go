@@ -27,7 +27,6 @@ const (
 type vmmPart struct {
 	choice    Choice
 	resolvers []netip.Addr
-	egress    *firecracker.RateLimiter
 	logger    *slog.Logger
 	// background ends with the agent; what watches a machine hangs on it, never on a request.
 	background context.Context
@@ -47,6 +46,14 @@ func (v *vmmPart) Boot(ctx context.Context, spec sandbox.BootSpec) (sandbox.Mach
 
 // configure tells the VMM what to run and starts it.
 func (v *vmmPart) configure(ctx context.Context, spec sandbox.BootSpec) error {
+	tx, err := limiter(spec.Limits.Egress)
+	if err != nil {
+		return err
+	}
+	rx, err := limiter(spec.Limits.Ingress)
+	if err != nil {
+		return err
+	}
 	c := firecracker.NewClient(filepath.Join(spec.Dir, socketName))
 	defer c.Close()
 	for _, call := range []func() error{
@@ -63,7 +70,7 @@ func (v *vmmPart) configure(ctx context.Context, spec sandbox.BootSpec) error {
 		},
 		func() error {
 			return c.PutNetworkInterface(ctx, firecracker.NetworkInterface{
-				IfaceID: "eth0", HostDevName: network.TapName, GuestMAC: network.GuestMAC, TxRateLimiter: v.egress,
+				IfaceID: "eth0", HostDevName: network.TapName, GuestMAC: network.GuestMAC, TxRateLimiter: tx, RxRateLimiter: rx,
 			})
 		},
 		func() error { return c.PutEntropy(ctx, firecracker.Entropy{}) },

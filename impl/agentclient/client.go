@@ -150,6 +150,13 @@ func (c *Client) SetDeadline(ctx context.Context, id string, timeout time.Durati
 	return timeFromWire(res.GetDeadline()), nil
 }
 
+// SetNetwork replaces what a running sandbox may reach, and returns when that is in force. Errors:
+// ErrInvalid, ErrNotFound, ErrConflict.
+func (c *Client) SetNetwork(ctx context.Context, id string, rules NetworkRules) error {
+	_, err := call(ctx, ReadTimeout, c.rpc.SetSandboxNetwork, &hostagentv1.SetSandboxNetworkRequest{Id: id, Network: rulesToWire(rules)})
+	return c.fail("set the network rules of sandbox "+id, err)
+}
+
 // Logs returns at most limit of the last bytes of the guest's console (1 to 1 MiB; 0 means 64 KiB), or
 // ErrNotFound.
 func (c *Client) Logs(ctx context.Context, id string, limit uint32) ([]byte, error) {

@@ -101,13 +101,14 @@ func TestEveryCallCarriesWhatItIsGiven(t *testing.T) {
 	assert.Equal(t, Host{Version: "1", VMM: "qemu-tcg", VMMReason: "no KVM", Sandboxes: 3, Templates: []string{"base"}, CPUs: 2, MemoryMiB: 1024}, host)
 
 	made, err := c.Create(t.Context(), CreateRequest{
-		ID: "abc", Template: "base", VCPUs: 2, MemoryMiB: 512, Timeout: time.Minute, EnvVars: map[string]string{"A": "b"}, Metadata: map[string]string{"k": "v"}, EnvdAccessToken: "t", AllowInternet: true,
+		ID: "abc", Template: "base", VCPUs: 2, MemoryMiB: 512, Timeout: time.Minute, EnvVars: map[string]string{"A": "b"}, Metadata: map[string]string{"k": "v"}, EnvdAccessToken: "t",
+		Network: NetworkRules{AllowInternet: true, AllowOut: []string{"192.0.2.1"}, DenyOut: []string{"192.0.2.2"}}, Limits: NetworkLimits{1, 2, 3, 4},
 	})
 	require.NoError(t, err)
 	assert.Equal(t, want, made)
 	assert.Equal(t, time.Minute, a.create.GetTimeout().AsDuration())
 	assert.Equal(t, []any{"abc", "base", uint32(2), uint64(512), "t", true, "b", "v"}, []any{
-		a.create.GetId(), a.create.GetTemplate(), a.create.GetVcpus(), a.create.GetMemoryMib(), a.create.GetEnvdAccessToken(), a.create.GetAllowInternet(), a.create.GetEnvVars()["A"], a.create.GetMetadata()["k"],
+		a.create.GetId(), a.create.GetTemplate(), a.create.GetVcpus(), a.create.GetMemoryMib(), a.create.GetEnvdAccessToken(), a.create.GetNetwork().GetAllowInternet(), a.create.GetEnvVars()["A"], a.create.GetMetadata()["k"],
 	})
 	got, err := c.Get(t.Context(), "abc")
 	require.NoError(t, err)

@@ -39,6 +39,20 @@ type Sandbox struct {
 	Stages      []Stage
 	Metadata    map[string]string
 	EnvdVersion string
+	// Network is nil where the agent does not say.
+	Network *NetworkRules
+}
+
+// NetworkRules say what a sandbox may reach, as its caller has written it.
+type NetworkRules struct {
+	AllowInternet     bool
+	AllowOut, DenyOut []string
+}
+
+// NetworkLimits bound a sandbox's traffic in bytes per second and bytes. A rate of 0 is the host's own; a
+// burst of 0 is half a second of the rate.
+type NetworkLimits struct {
+	EgressRate, EgressBurst, IngressRate, IngressBurst uint64
 }
 
 // Stage is the time that one part of a create took.
@@ -55,7 +69,8 @@ type CreateRequest struct {
 	Timeout           time.Duration
 	EnvVars, Metadata map[string]string
 	EnvdAccessToken   string
-	AllowInternet     bool
+	Network           NetworkRules
+	Limits            NetworkLimits
 }
 
 // Host is what an agent says of its machine.
@@ -91,6 +106,9 @@ func sandboxFromWire(s *hostagentv1.Sandbox) Sandbox {
 		VCPUs: s.GetVcpus(), MemoryMiB: s.GetMemoryMib(), DiskMiB: s.GetDiskMib(),
 		BootPath: bootPaths[s.GetBootPath()], Metadata: s.GetMetadata(), EnvdVersion: s.GetEnvdVersion(),
 	}
+	if n := s.GetNetwork(); n != nil {
+		out.Network = &NetworkRules{AllowInternet: n.GetAllowInternet(), AllowOut: n.GetAllowOut(), DenyOut: n.GetDenyOut()}
+	}
 	if out.State == "" {
 		out.State = StateUnknown
 	}
@@ -106,8 +124,16 @@ func sandboxFromWire(s *hostagentv1.Sandbox) Sandbox {
 func createToWire(r CreateRequest) *hostagentv1.CreateSandboxRequest {
 	return &hostagentv1.CreateSandboxRequest{
 		Id: r.ID, Template: r.Template, Vcpus: r.VCPUs, MemoryMib: r.MemoryMiB, Timeout: durationpb.New(r.Timeout),
-		EnvVars: r.EnvVars, Metadata: r.Metadata, EnvdAccessToken: r.EnvdAccessToken, AllowInternet: r.AllowInternet,
+		EnvVars: r.EnvVars, Metadata: r.Metadata, EnvdAccessToken: r.EnvdAccessToken, Network: rulesToWire(r.Network),
+		Limits: &hostagentv1.NetworkLimits{
+			EgressBytesPerSecond: r.Limits.EgressRate, EgressBurstBytes: r.Limits.EgressBurst,
+			IngressBytesPerSecond: r.Limits.IngressRate, IngressBurstBytes: r.Limits.IngressBurst,
+		},
 	}
+}
+
+func rulesToWire(r NetworkRules) *hostagentv1.NetworkRules {
+	return &hostagentv1.NetworkRules{AllowInternet: r.AllowInternet, AllowOut: r.AllowOut, DenyOut: r.DenyOut}
 }
 
 func hostFromWire(p *hostagentv1.PingResponse) Host {

@@ -58,6 +58,8 @@ type CreateRequest struct {
 	Metadata            map[string]string `json:"metadata,omitempty"`
 	EnvVars             map[string]string `json:"envVars,omitempty"`
 	AllowInternetAccess *bool             `json:"allow_internet_access,omitempty"`
+	Network             *Network          `json:"network,omitempty"`
+	Wrenn               *Limits           `json:"wrenn,omitempty"`
 }
 
 // Sandbox is a sandbox as Create and Connect return it.
@@ -96,6 +98,9 @@ type Detail struct {
 	DiskSizeMB  int               `json:"diskSizeMB"`
 	Metadata    map[string]string `json:"metadata"`
 	EnvdVersion string            `json:"envdVersion"`
+	// AllowInternetAccess and Network are in the reply to Get alone.
+	AllowInternetAccess *bool    `json:"allowInternetAccess,omitempty"`
+	Network             *Network `json:"network,omitempty"`
 }
 
 // Create makes a sandbox and returns when it is usable.

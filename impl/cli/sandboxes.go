@@ -16,13 +16,17 @@ func createCommand(o *options) *cobra.Command {
 	var template string
 	var timeout time.Duration
 	var metadata, envVars []string
-	var noInternet bool
+	var network networkFlags
+	var limits limitFlags
 	cmd := &cobra.Command{
 		Use:   "create",
 		Short: "Make a sandbox and print its id",
 		Long: `Make a sandbox and print its id. It returns when the daemon in the guest answers.
-With --json the reply is printed whole: how it came up, and the time of every stage.`,
-		Example: "  wrenn create --timeout 1h --metadata job=42\n  wrenn create --json | jq .wrenn",
+With --json the reply is printed whole: how it came up, and the time of every stage.
+
+It may reach the internet unless --deny, --allow or --no-internet say otherwise; "wrenn network --help"
+explains them.`,
+		Example: "  wrenn create --timeout 1h --metadata job=42\n  wrenn create --no-internet --allow pypi.org --allow files.pythonhosted.org\n  wrenn create --json | jq .wrenn",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			req := apiclient.CreateRequest{TemplateID: template, Timeout: seconds(timeout)}
@@ -33,9 +37,7 @@ With --json the reply is printed whole: how it came up, and the time of every st
 			if req.EnvVars, err = pairs("env", envVars); err != nil {
 				return err
 			}
-			if noInternet {
-				req.AllowInternetAccess = new(bool)
-			}
+			req.Network, req.AllowInternetAccess, req.Wrenn = network.rules(), network.access(), limits.limits()
 			client, _, err := o.client()
 			if err != nil {
 				return err
@@ -56,7 +58,8 @@ With --json the reply is printed whole: how it came up, and the time of every st
 	cmd.Flags().DurationVar(&timeout, "timeout", 5*time.Minute, "how long it lives")
 	cmd.Flags().StringArrayVarP(&metadata, "metadata", "m", nil, "KEY=VALUE to find it by; may be repeated")
 	cmd.Flags().StringArrayVarP(&envVars, "env", "e", nil, "KEY=VALUE for every program in it; may be repeated")
-	cmd.Flags().BoolVar(&noInternet, "no-internet", false, "let it reach nothing")
+	network.add(cmd.Flags())
+	limits.add(cmd.Flags())
 	return cmd
 }
 

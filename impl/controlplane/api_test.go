@@ -55,7 +55,7 @@ func TestU01_CreateAnswersWithAUsableSandbox(t *testing.T) {
 			assert.Equal(t, tc.want, req.GetTimeout().AsDuration(), tc.path)
 			assert.Equal(t, sb.EnvdAccessToken, req.GetEnvdAccessToken())
 			assert.Equal(t, map[string]string{"A": "b=c"}, req.GetEnvVars())
-			assert.False(t, req.GetAllowInternet())
+			assert.False(t, req.GetNetwork().GetAllowInternet())
 			assert.EqualValues(t, 3, req.GetVcpus())
 		})
 		var detail sandboxDetail
@@ -257,13 +257,14 @@ func TestU01_WhatIsNotBuiltSaysSo(t *testing.T) {
 	for _, call := range [][3]string{
 		{"POST", "/sandboxes/" + id + "/pause", "pausing"}, {"POST", "/sandboxes/" + id + "/resume", "resuming"},
 		{"POST", "/sandboxes/" + id + "/fork", "forking"}, {"POST", "/sandboxes/" + id + "/snapshots", "snapshots"},
-		{"PUT", "/sandboxes/" + id + "/network", "network"}, {"GET", "/sandboxes/" + id + "/metrics?start=1&end=2", "metrics"},
+		{"GET", "/sandboxes/" + id + "/metrics?start=1&end=2", "metrics"},
 		{"POST", "/v3/templates", "building"}, {"DELETE", "/templates/base%3Adefault", "deleting"}, {"GET", "/snapshots?limit=5", "snapshots"},
 	} {
 		assert.Contains(t, p.do(call[0], call[1], nil).refused(t, http.StatusNotImplemented), call[2])
 	}
 	for _, field := range []string{
-		`"autoPause":true`, `"autoPause":true,"autoResume":{"enabled":true}`, `"network":{"denyOut":["1.1.1.1"]}`,
+		`"autoPause":true`, `"autoPause":true,"autoResume":{"enabled":true}`, `"network":{"maskRequestHost":"a.test"}`,
+		`"network":{"rules":{"a.test":[]}}`, `"network":{"egressProxy":{"address":"a.test:1"}}`, `"network":{"httpsPorts":[443]}`,
 		`"network":{"allowPublicTraffic":false}`, `"mcp":{"x":{}}`, `"volumeMounts":[{"name":"a","path":"/b"}]`, `"iam":{"x":1}`,
 	} {
 		p.do("POST", "/v2/sandboxes", `{"templateID":"base",`+field+`}`).refused(t, http.StatusNotImplemented)

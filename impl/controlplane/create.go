@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"wrenn/impl/agentclient"
+	"wrenn/impl/egress"
 	"wrenn/impl/safename"
 	"wrenn/impl/store"
 )
@@ -87,7 +88,6 @@ func checkCreate(body newSandbox) (template string, err error) {
 	}{
 		{body.AutoPause, "autoPause: pausing at the end of the timeout"},
 		{body.AutoResume.Enabled, "autoResume: waking a paused sandbox by traffic"},
-		{asksForRules(body.Network), "network: rules of a sandbox's network"},
 		{len(body.MCP) > 0, "mcp: an MCP gateway in the sandbox"},
 		{len(body.IAM) > 0, "iam: identity tokens"},
 		{len(body.VolumeMounts) > 0, "volumeMounts: volumes"},
@@ -96,18 +96,17 @@ func checkCreate(body newSandbox) (template string, err error) {
 			return "", refuse(http.StatusNotImplemented, "%s: not available in this version of Wrenn", missing.what)
 		}
 	}
+	if _, err := body.Network.check("network.", body.rules().AllowInternet); err != nil {
+		return "", err
+	}
 	return template, nil
 }
 
-// asksForRules says whether network holds anything but what is so anyway.
-func asksForRules(network map[string]any) bool {
-	for field, value := range network {
-		if list, ok := value.([]any); value == nil || (ok && len(list) == 0) || (field == "allowPublicTraffic" && value == true) {
-			continue
-		}
-		return true
+// rules are what the sandbox may reach. Access to the internet is the default.
+func (b newSandbox) rules() egress.Rules {
+	return egress.Rules{
+		AllowInternet: b.AllowInternet == nil || *b.AllowInternet, AllowOut: b.Network.AllowOut, DenyOut: b.Network.DenyOut,
 	}
-	return false
 }
 
 // templateName takes the tag off a template's name. Templates have no versions yet, so "default" and "latest"
@@ -136,12 +135,13 @@ func (s *server) createSandbox(w http.ResponseWriter, r *http.Request, begin tim
 	if err != nil {
 		return err
 	}
+	rules := body.rules()
 	now := time.Now().UTC()
 	row := store.Sandbox{
 		ID: newID(), Template: template, Agent: agent.Name(), State: store.Creating, Metadata: body.Metadata,
 		CreatedAt: now, StartedAt: now, EndAt: now.Add(timeout), OnTimeout: "kill",
-		AllowInternet: body.AllowInternet == nil || *body.AllowInternet,
 	}
+	setRules(&row, rules)
 	// What has begun is brought to an end, even if the client hangs up.
 	ctx := context.WithoutCancel(r.Context())
 	if err := s.store.Insert(ctx, row); err != nil {
@@ -149,7 +149,7 @@ func (s *server) createSandbox(w http.ResponseWriter, r *http.Request, begin tim
 	}
 	made, err := s.askAgent(ctx, agent, agentclient.CreateRequest{
 		ID: row.ID, Template: template, VCPUs: body.CPUCount, MemoryMiB: body.MemoryMB, Timeout: timeout,
-		EnvVars: body.EnvVars, Metadata: body.Metadata, EnvdAccessToken: s.envdToken(row.ID), AllowInternet: row.AllowInternet,
+		EnvVars: body.EnvVars, Metadata: body.Metadata, EnvdAccessToken: s.envdToken(row.ID), Network: toAgent(rules), Limits: body.Wrenn.limits(),
 	})
 	if err == nil {
 		err = r.Context().Err() // nobody has learned the id: it would only burn its time

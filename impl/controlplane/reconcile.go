@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"wrenn/impl/agentclient"
+	"wrenn/impl/egress"
 	"wrenn/impl/store"
 )
 
@@ -148,16 +149,24 @@ func (s *server) reconcileRow(ctx context.Context, agent *agentclient.Client, ro
 	return "", err
 }
 
-// adopt takes over the end that the agent holds to, unless the row has changed since it was read.
+// adopt takes over the end and the network rules that the agent holds to, unless the row has changed
+// since it was read.
 func (s *server) adopt(ctx context.Context, row store.Sandbox, sb agentclient.Sandbox) error {
-	if sb.Deadline.IsZero() || sb.Deadline.Equal(row.EndAt) {
+	sameEnd := sb.Deadline.IsZero() || sb.Deadline.Equal(row.EndAt)
+	sameRules := sb.Network == nil || egress.Rules(*sb.Network).Equal(rulesOf(row))
+	if sameEnd && sameRules {
 		return nil
 	}
 	_, err := s.store.Modify(ctx, row.ID, func(current *store.Sandbox) error {
 		if current.Version != row.Version {
 			return store.ErrConflict
 		}
-		current.EndAt = sb.Deadline
+		if !sameEnd {
+			current.EndAt = sb.Deadline
+		}
+		if !sameRules {
+			setRules(current, egress.Rules(*sb.Network))
+		}
 		return nil
 	})
 	if errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrNotFound) {

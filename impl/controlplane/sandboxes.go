@@ -71,7 +71,7 @@ func (s *server) get(w http.ResponseWriter, r *http.Request) error {
 	}
 	answer(w, http.StatusOK, sandboxDetail{
 		listedSandbox: listed(row), Domain: s.domain(), AllowInternet: row.AllowInternet,
-		Lifecycle: lifecycle{OnTimeout: row.OnTimeout},
+		Network: describeNetwork(row), Lifecycle: lifecycle{OnTimeout: row.OnTimeout},
 	})
 	return nil
 }

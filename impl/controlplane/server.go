@@ -45,6 +45,7 @@ func newServer(ctx context.Context, cfg Config, st *store.Store, agents []*agent
 		"refresh":         s.refresh,
 		"connectV1":       s.connect(defaultTimeoutV1),
 		"connectV2":       s.connect(defaultTimeoutV2),
+		"network":         s.setNetwork,
 		"logs":            s.logs,
 		"templates":       s.templates,
 		"templateByAlias": s.templateByAlias,

@@ -145,8 +145,8 @@ func (a *standIn) CreateSandbox(_ context.Context, req *connect.Request[hostagen
 		Id: m.GetId(), Template: m.GetTemplate(), State: hostagentv1.SandboxState_SANDBOX_STATE_RUNNING,
 		StartedAt: timestamppb.New(now), Deadline: timestamppb.New(now.Add(m.GetTimeout().AsDuration())),
 		Vcpus: max(m.GetVcpus(), 1), MemoryMib: max(m.GetMemoryMib(), 512), DiskMib: 1024, Metadata: m.GetMetadata(), EnvdVersion: "0.6.13",
-		BootPath: hostagentv1.BootPath_BOOT_PATH_COLD,
-		Stages:   []*hostagentv1.Stage{{Name: "slot", Duration: durationpb.New(1500 * time.Microsecond)}, {Name: "kernel", Duration: durationpb.New(time.Second)}},
+		BootPath: hostagentv1.BootPath_BOOT_PATH_COLD, Network: m.GetNetwork(),
+		Stages: []*hostagentv1.Stage{{Name: "slot", Duration: durationpb.New(1500 * time.Microsecond)}, {Name: "kernel", Duration: durationpb.New(time.Second)}},
 	}
 	a.sandboxes[m.GetId()], a.requests[m.GetId()] = proto.CloneOf(sb), m
 	a.mu.Unlock()
@@ -209,6 +209,24 @@ func (a *standIn) SetSandboxDeadline(_ context.Context, req *connect.Request[hos
 		sb.Deadline = timestamppb.New(end)
 	}
 	return connect.NewResponse(&hostagentv1.SetSandboxDeadlineResponse{Deadline: sb.GetDeadline()}), nil
+}
+
+func (a *standIn) SetSandboxNetwork(_ context.Context, req *connect.Request[hostagentv1.SetSandboxNetworkRequest]) (*connect.Response[hostagentv1.SetSandboxNetworkResponse], error) {
+	if err := a.hook(before, "network", req.Msg.GetId()); err != nil {
+		return nil, err
+	}
+	a.mu.Lock()
+	sb := a.sandboxes[req.Msg.GetId()]
+	if sb == nil {
+		a.mu.Unlock()
+		return nil, connect.NewError(connect.CodeNotFound, errors.New("no such sandbox"))
+	}
+	sb.Network = req.Msg.GetNetwork()
+	a.mu.Unlock()
+	if err := a.hook(after, "network", req.Msg.GetId()); err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&hostagentv1.SetSandboxNetworkResponse{}), nil
 }
 
 func (a *standIn) GetSandboxLogs(_ context.Context, req *connect.Request[hostagentv1.GetSandboxLogsRequest]) (*connect.Response[hostagentv1.GetSandboxLogsResponse], error) {

@@ -24,7 +24,8 @@ type newSandbox struct {
 	AutoResume      struct {
 		Enabled bool `json:"enabled"`
 	} `json:"autoResume"`
-	Network      map[string]any `json:"network"`
+	Network      networkBody    `json:"network"`
+	Wrenn        limitsBody     `json:"wrenn"`
 	MCP          map[string]any `json:"mcp"`
 	IAM          map[string]any `json:"iam"`
 	VolumeMounts []any          `json:"volumeMounts"`
@@ -75,9 +76,10 @@ type listedSandbox struct {
 // sandboxDetail describes one sandbox.
 type sandboxDetail struct {
 	listedSandbox
-	Domain        *string   `json:"domain"`
-	AllowInternet bool      `json:"allowInternetAccess"`
-	Lifecycle     lifecycle `json:"lifecycle"`
+	Domain        *string      `json:"domain"`
+	AllowInternet bool         `json:"allowInternetAccess"`
+	Network       networkReply `json:"network"`
+	Lifecycle     lifecycle    `json:"lifecycle"`
 }
 
 type lifecycle struct {

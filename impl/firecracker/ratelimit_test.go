@@ -53,6 +53,9 @@ func TestN07_BandwidthIn200MBWith100MBBurst(t *testing.T) {
 	t.Logf("first burst %.1f MB, then %.1f MB/s", burst/1e6, rate/1e6)
 	assert.InDelta(t, 107e6, burst, 1e6, "100 MB and what 3 GB/s let refill meanwhile")
 	assert.InDelta(t, 200e6, rate, 4e6)
+	burst, rate = simulate(b, 1e15, 20)
+	assert.InDelta(t, 100e6, burst, 65536, "a sender that takes no time finds the burst alone, to a frame")
+	assert.InDelta(t, 200e6, rate, 4e6)
 }
 
 func TestN07_WrongSettingsCollapse(t *testing.T) {

@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"wrenn/impl/egress"
 )
 
 func BenchmarkN04_CreateRemove(b *testing.B) {
@@ -61,7 +63,7 @@ var forked = []string{
 }
 
 func init() {
-	for _, p := range privateRanges {
+	for _, p := range egress.PrivateRanges() {
 		forked = append(forked, "ip netns exec wrenn-ns-1 iptables -w -A FORWARD -i tap0 -d "+p.String()+" -j REJECT")
 	}
 	forked = append(forked, "ip netns exec wrenn-ns-1 iptables -w -A FORWARD -i tap0 -j ACCEPT")

@@ -24,8 +24,12 @@ func (h *Host) CreateNetwork(ctx context.Context, slot Slot, policy Policy) erro
 	if err := errors.Join(slot.Check(), policy.Check()); err != nil {
 		return fmt.Errorf("%s: %w", CreateAct, err)
 	}
+	return h.make(ctx, CreateAct, slot, h.CreateSteps(slot, policy))
+}
+
+func (h *Host) make(ctx context.Context, act string, slot Slot, steps []step.Step) error {
 	start := time.Now()
-	timings, err := step.Run(ctx, CreateAct, h.CreateSteps(slot, policy))
+	timings, err := step.Run(ctx, act, steps)
 	if err != nil {
 		return fmt.Errorf("slot %d: %w", slot, err)
 	}
@@ -33,14 +37,19 @@ func (h *Host) CreateNetwork(ctx context.Context, slot Slot, policy Policy) erro
 	for _, t := range timings {
 		attrs = append(attrs, slog.Duration(t.Name, t.Duration))
 	}
-	h.cfg.Logger.LogAttrs(ctx, slog.LevelDebug, "network created", attrs...)
+	h.cfg.Logger.LogAttrs(ctx, slog.LevelDebug, act, attrs...)
 	return nil
 }
 
-// CreateSteps lists what CreateNetwork does, for one run. The namespace comes first and, in the undos,
-// last: its name is the sign that the slot has, or had, a network.
+// CreateSteps lists what CreateNetwork does, for one run.
 func (h *Host) CreateSteps(slot Slot, policy Policy) []step.Step {
-	s := &site{slot: slot, resolvers: h.cfg.Resolvers}
+	s := h.site(slot)
+	return append(s.bareSteps(), h.policySteps(s, policy)...)
+}
+
+// bareSteps make a network without a policy. The namespace comes first and, in the undos, last: its name is
+// the sign that the slot has, or had, a network.
+func (s *site) bareSteps() []step.Step {
 	return []step.Step{
 		ours("netns", s.makeNetns, s.removeNetns),
 		{Name: "sysctl", Do: plain(s.inside(setKernel))},
@@ -50,7 +59,17 @@ func (h *Host) CreateSteps(slot Slot, policy Policy) []step.Step {
 		{Name: "tap", Do: plain(s.inside(makeTap))},
 		ours("route", s.addRoute, s.removeRoute),
 		{Name: "nat", Do: plain(s.inside(s.writeNAT))},
+	}
+}
+
+// policySteps give a bare network its policy.
+func (h *Host) policySteps(s *site, policy Policy) []step.Step {
+	return []step.Step{
 		{Name: "egress", Do: plain(s.inside(func() error { return s.writeEgress(policy) }))},
+		{
+			Name: "names", Do: plain(func() error { return h.startNames(s, policy) }),
+			Undo: plain(func() error { return h.stopNames(s.slot) }),
+		},
 	}
 }
 
@@ -72,23 +91,11 @@ func (h *Host) RemoveNetwork(ctx context.Context, slot Slot) error {
 func (h *Host) RemoveSteps(slot Slot) []step.Step {
 	s := &site{slot: slot}
 	return []step.Step{
+		{Name: "names", Do: plain(func() error { return h.stopNames(slot) })},
 		{Name: "route", Do: plain(s.removeRoute)},
 		{Name: "veth", Do: plain(s.removeVeth)},
 		{Name: "netns", Do: plain(s.removeNetns)},
 	}
-}
-
-// SetPolicy replaces the egress policy of an existing network at once, for open connections too; no
-// packet is judged by a mixture of both.
-func (h *Host) SetPolicy(_ context.Context, slot Slot, policy Policy) error {
-	if err := errors.Join(slot.Check(), policy.Check()); err != nil {
-		return fmt.Errorf("setting the network policy: %w", err)
-	}
-	s := &site{slot: slot, resolvers: h.cfg.Resolvers}
-	if err := s.inside(func() error { return s.replaceEgress(policy) })(); err != nil {
-		return fmt.Errorf("setting the network policy of slot %d: %w", slot, err)
-	}
-	return nil
 }
 
 // ours is a step whose undo removes only what this run made: not what stood there before, nor anything

@@ -31,13 +31,16 @@ func TestN01_CreateRefusesSlotsOutOfRange(t *testing.T) {
 	}
 }
 
+// named is a policy whose networks have all parts that there are.
+var named = Policy{AllowInternet: true, Domains: []string{"example.com"}}
+
 func TestN04_AnErrorAtAnyStepLeavesNothing(t *testing.T) {
 	h := setUp(t)
 	before := census(t)
 	boom := errors.New("boom")
-	for i, name := range step.Names(h.CreateSteps(60, Policy{AllowInternet: true})) {
+	for i, name := range step.Names(h.CreateSteps(60, named)) {
 		t.Run(name, func(t *testing.T) {
-			steps := h.CreateSteps(60, Policy{AllowInternet: true})
+			steps := h.CreateSteps(60, named)
 			do := steps[i].Do
 			steps[i].Do = func(ctx context.Context) error { return errors.Join(do(ctx), boom) }
 			_, err := step.Run(t.Context(), CreateAct, steps)
@@ -45,6 +48,7 @@ func TestN04_AnErrorAtAnyStepLeavesNothing(t *testing.T) {
 			require.ErrorContains(t, err, CreateAct+": step "+name)
 			assert.NotContains(t, err.Error(), "undo", "an undo failed too")
 			assert.Equal(t, before, census(t))
+			assert.Nil(t, h.namesOf(60))
 			require.NoError(t, h.CreateNetwork(t.Context(), 60, Policy{}), "the slot is usable")
 			require.NoError(t, h.RemoveNetwork(t.Context(), 60))
 		})
@@ -63,10 +67,10 @@ func TestN04_CancelledCreateLeavesNothing(t *testing.T) {
 func TestN05_RemoveOfAHalfMadeNetwork(t *testing.T) {
 	h := setUp(t)
 	before := census(t)
-	steps := h.CreateSteps(62, Policy{AllowInternet: true})
+	steps := h.CreateSteps(62, named)
 	for made := range len(steps) + 1 {
 		t.Run(fmt.Sprintf("%d steps", made), func(t *testing.T) {
-			for _, s := range h.CreateSteps(62, Policy{AllowInternet: true})[:made] {
+			for _, s := range h.CreateSteps(62, named)[:made] {
 				require.NoError(t, s.Do(t.Context()))
 			}
 			require.NoError(t, h.RemoveNetwork(t.Context(), 62))
@@ -95,13 +99,19 @@ func TestN05_RemoveTriesEveryStepAndJoinsErrors(t *testing.T) {
 func TestN05_EachStepOfRemoveDoesItsPart(t *testing.T) {
 	h := setUp(t)
 	before := census(t)
-	require.NoError(t, h.CreateNetwork(t.Context(), 69, Policy{}))
+	require.NoError(t, h.CreateNetwork(t.Context(), 69, named))
 	slot := Slot(69)
-	parts := map[string]string{"route": slot.HostIP().String(), "veth": slot.Veth(), "netns": slot.Netns()}
+	present := func() string {
+		if h.namesOf(slot) != nil {
+			return census(t) + "forwarder"
+		}
+		return census(t)
+	}
+	parts := map[string]string{"names": "forwarder", "route": slot.HostIP().String(), "veth": slot.Veth(), "netns": slot.Netns()}
 	for _, s := range h.RemoveSteps(slot) {
-		require.Contains(t, census(t), parts[s.Name])
+		require.Contains(t, present(), parts[s.Name])
 		require.NoError(t, s.Do(t.Context()))
-		assert.NotContains(t, census(t), parts[s.Name], "after step %s", s.Name)
+		assert.NotContains(t, present(), parts[s.Name], "after step %s", s.Name)
 	}
 	assert.Equal(t, before, census(t))
 }

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"sync"
 
 	"github.com/coreos/go-iptables/iptables"
 
@@ -25,14 +26,21 @@ type Config struct {
 	// with access to the internet may ask them on port 53 even where they are in a private range or
 	// on the host itself. Resolvers() finds the host's own.
 	Resolvers []netip.Addr
+	// Upstreams are the name servers that the forwarders ask for sandboxes whose policy has domains; they
+	// are asked by this process, so loopback addresses are usable. Empty means Resolvers, on port 53.
+	Upstreams []netip.AddrPort
 }
 
 // Host makes and removes the networks of sandboxes in the network namespace of the process. One
 // process at a time may do so in one namespace. Its methods may be called concurrently, but no two
 // for the same slot, and Setup and Teardown not beside others.
 type Host struct {
-	cfg Config
-	ipt *iptables.IPTables
+	cfg       Config
+	ipt       *iptables.IPTables
+	lifetimes lifetimes
+
+	mu    sync.Mutex
+	named map[Slot]*names // the networks whose policy has domains
 }
 
 // lockWait is how long an iptables run waits for the lock that all of them share, in seconds. Beside
@@ -59,7 +67,7 @@ func NewHost(cfg Config) (*Host, error) {
 	if err != nil {
 		return nil, fmt.Errorf("network: looking for iptables: %w", err)
 	}
-	return &Host{cfg: cfg, ipt: ipt}, nil
+	return &Host{cfg: cfg, ipt: ipt, lifetimes: usualLifetimes, named: map[Slot]*names{}}, nil
 }
 
 // Setup installs the rules that all sandboxes share and turns on IPv4 forwarding. It is for every

@@ -81,6 +81,22 @@ func conntrackHas(key expr.CtKey, bits uint32) []expr.Any {
 	}
 }
 
+// ct mark MARK, ct mark != MARK
+func mark(op expr.CmpOp, value uint32) []expr.Any {
+	return []expr.Any{
+		&expr.Ct{Key: expr.CtKeyMARK, Register: register},
+		&expr.Cmp{Op: op, Register: register, Data: binaryutil.NativeEndian.PutUint32(value)},
+	}
+}
+
+// ct mark set MARK
+func setMark(value uint32) []expr.Any {
+	return []expr.Any{
+		&expr.Immediate{Register: register, Data: binaryutil.NativeEndian.PutUint32(value)},
+		&expr.Ct{Key: expr.CtKeyMARK, Register: register, SourceRegister: true},
+	}
+}
+
 // ct direction reply (IP_CT_DIR_REPLY is 1)
 func isReply() []expr.Any {
 	return []expr.Any{

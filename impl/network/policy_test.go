@@ -17,6 +17,7 @@ func TestN09_PolicyRefusesWhatIsNotIPv4(t *testing.T) {
 	require.Error(t, Policy{Deny: []netip.Prefix{{}}}.Check())
 	require.Error(t, Policy{Allow: []netip.Prefix{netip.MustParsePrefix("::ffff:10.0.0.0/104")}}.Check())
 	require.NoError(t, Policy{Allow: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}.Check())
+	require.ErrorContains(t, Policy{Domains: []string{"example.com", "Example.com"}}.Check(), `domains: "Example.com"`)
 }
 
 func TestN09_SetsHoldNoOverlaps(t *testing.T) {
@@ -65,6 +66,13 @@ func TestN08_Resolvers(t *testing.T) {
 			assert.Equal(t, tc.want, got)
 		})
 	}
-	_, err := Resolvers(dir)
+	found, err := Upstreams(stub, upstream)
+	require.NoError(t, err)
+	assert.Equal(t, []netip.Addr{netip.MustParseAddr("127.0.0.53")}, found, "the host itself can ask its stub")
+	found, err = Upstreams(mixed)
+	require.NoError(t, err)
+	assert.Equal(t, netip.MustParseAddr("::1"), found[0])
+	assert.Len(t, found, MaxResolvers)
+	_, err = Resolvers(dir)
 	require.Error(t, err, "a file that cannot be read")
 }

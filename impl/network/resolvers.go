@@ -25,7 +25,15 @@ var resolvConfs = []string{"/etc/resolv.conf", "/run/systemd/resolve/resolv.conf
 // Loopback addresses are left out, since in a guest they would be the guest; IPv6 ones, since guests
 // have none. The result is empty when nothing is left: a public server is not put in silently, for the
 // names that guests ask would go to a third party.
-func Resolvers(files ...string) ([]netip.Addr, error) {
+func Resolvers(files ...string) ([]netip.Addr, error) { return find(usableResolver, files) }
+
+// Upstreams returns the name servers that this host itself asks, at most MaxResolvers, from the same
+// files: also those on loopback addresses and of IPv6.
+func Upstreams(files ...string) ([]netip.Addr, error) {
+	return find(func(addr netip.Addr) bool { return !addr.IsUnspecified() && !addr.IsMulticast() }, files)
+}
+
+func find(usable func(netip.Addr) bool, files []string) ([]netip.Addr, error) {
 	if len(files) == 0 {
 		files = resolvConfs
 	}
@@ -37,14 +45,14 @@ func Resolvers(files ...string) ([]netip.Addr, error) {
 		if err != nil {
 			return nil, fmt.Errorf("looking for resolvers: %w", err)
 		}
-		if found := nameservers(content); len(found) > 0 {
+		if found := nameservers(content, usable); len(found) > 0 {
 			return found, nil
 		}
 	}
 	return nil, nil
 }
 
-func nameservers(resolvConf []byte) []netip.Addr {
+func nameservers(resolvConf []byte, usable func(netip.Addr) bool) []netip.Addr {
 	var found []netip.Addr
 	lines := bufio.NewScanner(bytes.NewReader(resolvConf))
 	for lines.Scan() && len(found) < MaxResolvers {
@@ -53,7 +61,7 @@ func nameservers(resolvConf []byte) []netip.Addr {
 			continue
 		}
 		addr, err := netip.ParseAddr(fields[1])
-		if err == nil && usableResolver(addr) && !slices.Contains(found, addr) {
+		if err == nil && usable(addr) && !slices.Contains(found, addr) {
 			found = append(found, addr)
 		}
 	}

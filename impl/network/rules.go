@@ -4,10 +4,13 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
+
+	"wrenn/impl/egress"
 )
 
 // The tables in the slot's namespace. Egress has one of its own so that it can be replaced whole.
@@ -41,19 +44,31 @@ func (s *site) writeNAT() error {
 	return nil
 }
 
+// ruleset is what the egress table is written from.
+type ruleset struct {
+	policy Policy
+	// open are the addresses of allowed names that may be connected to, each for how long.
+	open map[netip.Addr]time.Duration
+	// known are those that connections under way may go on with, open or not any more.
+	known []netip.Addr
+	// mark is what connections bear that this table has let through by a name: another number for each
+	// table, never 0.
+	mark uint32
+}
+
 // writeEgress runs in a namespace that has no egress rules yet.
 func (s *site) writeEgress(policy Policy) error {
 	conn, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("opening nftables: %w", err)
 	}
-	return s.commitEgress(conn, policy)
+	return s.commitEgress(conn, ruleset{policy: policy, mark: newMark()})
 }
 
 // replaceEgress runs in the namespace. It replaces the table in one transaction; adding it first makes
 // deleting it valid where a crash left none. The deletion makes the kernel wait, some ten milliseconds,
 // until no packet uses the old rules, which is why writeEgress does without.
-func (s *site) replaceEgress(policy Policy) error {
+func (s *site) replaceEgress(r ruleset) error {
 	conn, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("opening nftables: %w", err)
@@ -61,13 +76,14 @@ func (s *site) replaceEgress(policy Policy) error {
 	table := &nftables.Table{Family: nftables.TableFamilyIPv4, Name: egressTable}
 	conn.AddTable(table)
 	conn.DelTable(table)
-	return s.commitEgress(conn, policy)
+	return s.commitEgress(conn, r)
 }
 
-func (s *site) commitEgress(conn *nftables.Conn, policy Policy) error {
+func (s *site) commitEgress(conn *nftables.Conn, r ruleset) error {
 	table := conn.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: egressTable})
-	addDoors(conn, table)
-	if err := s.addForward(conn, table, policy); err != nil {
+	conn.AddChain(&nftables.Chain{Table: table, Name: s.seal(r.policy)})
+	addDoors(conn, table, len(r.policy.Domains) > 0)
+	if err := s.addForward(conn, table, r); err != nil {
 		return fmt.Errorf("writing the egress rules: %w", err)
 	}
 	if err := conn.Flush(); err != nil {
@@ -77,8 +93,9 @@ func (s *site) commitEgress(conn *nftables.Conn, policy Policy) error {
 }
 
 // addDoors stops at the TAP what no policy can allow: other source addresses than the guest's, before
-// they are tracked, and the namespace itself as a destination.
-func addDoors(conn *nftables.Conn, table *nftables.Table) {
+// they are tracked, and the namespace itself as a destination, but for its forwarder of names. To that
+// all questions are led, whatever server the guest asks.
+func addDoors(conn *nftables.Conn, table *nftables.Table, names bool) {
 	antispoof := conn.AddChain(&nftables.Chain{
 		Table: table, Name: "antispoof", Type: nftables.ChainTypeFilter,
 		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw,
@@ -88,14 +105,31 @@ func addDoors(conn *nftables.Conn, table *nftables.Table) {
 		Table: table, Name: "input", Type: nftables.ChainTypeFilter,
 		Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter,
 	})
+	if names {
+		tap := netip.MustParseAddr(TapIP)
+		lead := conn.AddChain(&nftables.Chain{
+			Table: table, Name: "names", Type: nftables.ChainTypeNAT,
+			Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityNATDest,
+		})
+		for _, protocol := range dnsProtocols {
+			addRule(conn, lead, from(TapName), destinationPort(protocol, dnsPort), translate(expr.NATTypeDestNAT, tap))
+			addRule(conn, input, from(TapName), destinationIs(tap), destinationPort(protocol, dnsPort), verdict(expr.VerdictAccept))
+		}
+	}
 	addRule(conn, input, from(TapName), verdict(expr.VerdictDrop))
 }
+
+// dnsPort and dnsProtocols are how a name server is asked.
+const dnsPort = 53
+
+var dnsProtocols = []byte{unix.IPPROTO_UDP, unix.IPPROTO_TCP}
 
 // addForward is the policy. The sets are numbered here, by which the rules of the same transaction refer
 // to them: the library would count through all transactions of the process, and not safely.
 // What the policy refuses is answered, so that a program in the guest fails at once instead of waiting
 // for a timeout.
-func (s *site) addForward(conn *nftables.Conn, table *nftables.Table, policy Policy) error {
+func (s *site) addForward(conn *nftables.Conn, table *nftables.Table, r ruleset) error {
+	policy := r.policy
 	drop := nftables.ChainPolicyDrop
 	forward := conn.AddChain(&nftables.Chain{
 		Table: table, Name: "forward", Type: nftables.ChainTypeFilter,
@@ -117,16 +151,21 @@ func (s *site) addForward(conn *nftables.Conn, table *nftables.Table, policy Pol
 	if err := addRanges("allow", policy.Allow, verdict(expr.VerdictAccept)); err != nil {
 		return err
 	}
+	if len(policy.Domains) > 0 {
+		if err := addNames(conn, forward, r, &sets); err != nil {
+			return err
+		}
+	}
 	if err := addRanges("deny", policy.Deny, refuse()); err != nil {
 		return err
 	}
 	if policy.AllowInternet {
 		for _, resolver := range s.resolvers {
-			for _, protocol := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
-				addRule(conn, forward, from(TapName), destinationIs(resolver), destinationPort(protocol, 53), verdict(expr.VerdictAccept))
+			for _, protocol := range dnsProtocols {
+				addRule(conn, forward, from(TapName), destinationIs(resolver), destinationPort(protocol, dnsPort), verdict(expr.VerdictAccept))
 			}
 		}
-		if err := addRanges("private", privateRanges, refuse()); err != nil {
+		if err := addRanges("private", egress.PrivateRanges(), refuse()); err != nil {
 			return err
 		}
 		addRule(conn, forward, from(TapName), verdict(expr.VerdictAccept))

@@ -79,7 +79,7 @@ func (m *Manager) intend(s *owned) error {
 func (m *Manager) boot(ctx context.Context, s *owned) error {
 	machine, err := m.cfg.VMM.Boot(ctx, BootSpec{
 		ID: s.now.ID, Dir: m.dir(s.now.ID), Slot: s.now.Slot, VCPUs: s.now.VCPUs, MemoryMiB: s.now.MemoryMiB,
-		Kernel: s.tmpl.Kernel, Initramfs: s.tmpl.Initramfs, DiskPath: m.diskPath(s),
+		Kernel: s.tmpl.Kernel, Initramfs: s.tmpl.Initramfs, DiskPath: m.diskPath(s), Limits: s.now.Limits,
 	})
 	if machine != nil {
 		s.machine = machine // also beside an error: it may still run

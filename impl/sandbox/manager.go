@@ -19,12 +19,14 @@ const (
 	DefaultBootTimeout = 90 * time.Second
 	// teardownTimeout bounds one destroy: a kill, some netlink calls and the removal of a file.
 	teardownTimeout = 60 * time.Second
+	// rulesTimeout bounds a change of a network's policy, which takes some ten milliseconds.
+	rulesTimeout = 10 * time.Second
 	// vmmOverheadMiB is counted per sandbox on top of the guest's memory: what QEMU's emulation keeps
 	// for itself (measured 100 to 200 MiB; Firecracker promises at most 5 MiB).
 	vmmOverheadMiB = 128
 )
 
-// Config is what a Manager is made of. All fields but BootTimeout and MemoryMiB are required.
+// Config is what a Manager is made of. All fields but BootTimeout, MemoryMiB and Limits are required.
 type Config struct {
 	// Dir holds a directory per sandbox and must be on a local disk; it is made when missing.
 	Dir     string
@@ -37,6 +39,8 @@ type Config struct {
 	BootTimeout time.Duration
 	// MemoryMiB is what all guests together may have; 0 means no limit.
 	MemoryMiB int
+	// Limits are those of sandboxes that ask for none, and the most that one can ask for.
+	Limits Limits
 	// OnEnd is called when a sandbox's address is about to become invalid (destroy, failure), before
 	// its VMM is killed. Nil is allowed.
 	OnEnd func(id string)
@@ -80,8 +84,14 @@ func (m *Manager) Create(ctx context.Context, req CreateRequest) (Info, error) {
 	if err != nil {
 		return Info{}, err
 	}
-	s, err := m.admit(newOwned(req, tmpl))
-	if err != nil {
+	s := newOwned(req, tmpl)
+	if s.policy, err = parseRules(req.rules()); err != nil {
+		return Info{}, err
+	}
+	if s.now.Limits, err = req.Limits.within(m.cfg.Limits); err != nil {
+		return Info{}, err
+	}
+	if s, err = m.admit(s); err != nil {
 		return Info{}, err
 	}
 	stop := context.AfterFunc(ctx, s.abort)

@@ -33,6 +33,7 @@ type owned struct {
 
 	destroys  chan chan error
 	deadlines chan deadlineChange
+	rules     chan rulesChange
 	leave     chan struct{} // closed when the owner shall go and the machine shall stay
 	leaveOnce sync.Once
 	gone      chan struct{} // closed when nothing of the sandbox is left and its owner has ended
@@ -53,19 +54,19 @@ type deadlineReply struct {
 func newOwned(req CreateRequest, tmpl Template) *owned {
 	s := emptyOwned()
 	s.token, s.env, s.tmpl, s.timeout = req.AccessToken, req.EnvVars, tmpl, req.Timeout
-	s.policy = NetworkPolicy{AllowInternet: req.AllowInternet}
 	now := time.Now()
 	s.now = Info{
 		ID: req.ID, Template: tmpl.Name, State: Creating, StartedAt: now, Deadline: now.Add(req.Timeout),
 		VCPUs: orDefault(req.VCPUs, tmpl.VCPUs), MemoryMiB: orDefault(req.MemoryMiB, tmpl.MemoryMiB),
 		DiskMiB: tmpl.DiskMiB, BootPath: Cold, Metadata: req.Metadata,
+		Network: req.rules().Clone(),
 	}
 	return s
 }
 
 func emptyOwned() *owned {
 	s := &owned{
-		created: make(chan struct{}), destroys: make(chan chan error), deadlines: make(chan deadlineChange),
+		created: make(chan struct{}), destroys: make(chan chan error), deadlines: make(chan deadlineChange), rules: make(chan rulesChange),
 		leave: make(chan struct{}), gone: make(chan struct{}), left: make(chan struct{}),
 	}
 	s.aborted, s.abort = context.WithCancel(context.Background())
@@ -172,6 +173,8 @@ func (m *Manager) own(s *owned, create bool) {
 			reap.Reset(teardownRetry)
 		case c := <-s.deadlines:
 			m.changeDeadline(s, c, reap)
+		case c := <-s.rules:
+			c.reply <- m.changeRules(s, c)
 		case <-reap.C:
 			m.cfg.Logger.Info("sandbox is reaped", "sandbox", s.now.ID, "deadline", s.now.Deadline)
 			if m.end(s) == nil {

@@ -17,23 +17,21 @@ type Template struct {
 	Kernel, Initramfs string
 }
 
-// NetworkPolicy is what a sandbox's network lets through.
-type NetworkPolicy struct {
-	// AllowInternet false leaves only connections that the host opens.
-	AllowInternet bool
-}
-
 // Network makes and removes the networks of sandboxes. A slot is an index, 1 to 32767.
 type Network interface {
 	// Reserve takes a free slot without touching the kernel; ErrNoSlot when there is none.
 	Reserve() (slot int, err error)
-	// Claim takes a slot that an earlier life of the agent gave out.
-	Claim(slot int) error
+	// Claim takes a slot that an earlier life of the agent gave out, with its network, and makes sure that
+	// the network's policy is this one. On an error the slot is not taken.
+	Claim(ctx context.Context, slot int, policy NetworkPolicy) error
 	// Free gives a slot back once its network is removed.
 	Free(slot int)
 	// Create makes the slot's network, or leaves nothing behind. What an earlier life of the agent left
 	// of that slot is replaced.
 	Create(ctx context.Context, slot int, policy NetworkPolicy) error
+	// SetPolicy replaces the policy of a slot's network at once, for open connections too; on an error
+	// the former one holds.
+	SetPolicy(ctx context.Context, slot int, policy NetworkPolicy) error
 	// Remove removes whatever there is of the slot's network; it is idempotent.
 	Remove(ctx context.Context, slot int) error
 	// Address is where the host reaches the guest of a slot.
@@ -60,6 +58,7 @@ type BootSpec struct {
 	VCPUs, MemoryMiB  int
 	Kernel, Initramfs string
 	DiskPath          string
+	Limits            Limits
 }
 
 // Identity tells a process apart from every other, also from one that gets its pid later.

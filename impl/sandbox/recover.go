@@ -57,16 +57,28 @@ func (m *Manager) adopt(j *journal) bool {
 		m.cfg.Logger.Warn("sandbox's machine is gone", "sandbox", j.Info.ID, "error", err)
 		return false
 	}
-	if err := m.cfg.Network.Claim(j.Info.Slot); err != nil {
-		m.cfg.Logger.Error("sandbox's slot is taken", "sandbox", j.Info.ID, "slot", j.Info.Slot, "error", err)
+	policy, err := m.claim(j)
+	if err != nil {
+		m.cfg.Logger.Error("sandbox's network cannot be taken over", "sandbox", j.Info.ID, "slot", j.Info.Slot, "error", err)
 		return false
 	}
 	s := fromJournal(j)
-	s.machine, s.hasDisk = machine, true
+	s.machine, s.hasDisk, s.policy = machine, true, policy
 	s.now.Address = m.cfg.Network.Address(j.Info.Slot)
 	m.enter(s)
 	m.cfg.Logger.Info("sandbox adopted", "sandbox", j.Info.ID, "slot", j.Info.Slot, "pid", j.Machine.PID)
 	return true
+}
+
+// claim takes over the network, and puts in force what the journal says unless it is.
+func (m *Manager) claim(j *journal) (NetworkPolicy, error) {
+	policy, err := parseRules(j.Info.Network)
+	if err != nil {
+		return policy, err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), rulesTimeout)
+	defer cancel()
+	return policy, m.cfg.Network.Claim(ctx, j.Info.Slot, policy)
 }
 
 // keep lists a sandbox that had failed, so that its reason and console can still be read.

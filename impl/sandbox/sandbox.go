@@ -14,6 +14,8 @@ import (
 	"net/netip"
 	"slices"
 	"time"
+
+	"wrenn/impl/egress"
 )
 
 // Errors that a caller decides on. Each returned error wraps one of them and says what and why.
@@ -54,11 +56,19 @@ type CreateRequest struct {
 	// VCPUs is 1 to 32 and MemoryMiB 128 to 65536; 0 takes the template's.
 	VCPUs, MemoryMiB int
 	// Timeout is how long the sandbox lives from now: 1 s to 30 days.
-	Timeout       time.Duration
-	EnvVars       map[string]string
-	Metadata      map[string]string
-	AccessToken   string
-	AllowInternet bool
+	Timeout     time.Duration
+	EnvVars     map[string]string
+	Metadata    map[string]string
+	AccessToken string
+	// AllowInternet, AllowOut and DenyOut are the sandbox's egress.Rules.
+	AllowInternet     bool
+	AllowOut, DenyOut []string
+	// Limits of 0 are the host's.
+	Limits Limits
+}
+
+func (r CreateRequest) rules() egress.Rules {
+	return egress.Rules{AllowInternet: r.AllowInternet, AllowOut: r.AllowOut, DenyOut: r.DenyOut}
 }
 
 // Info is a sandbox as it is now. It is a copy and safe to keep.
@@ -78,10 +88,15 @@ type Info struct {
 	Stages      []Stage           `json:"stages,omitempty"`
 	Metadata    map[string]string `json:"metadata,omitempty"`
 	EnvdVersion string            `json:"envdVersion,omitempty"`
+	// Network is what it may reach, as its caller has written it.
+	Network egress.Rules `json:"network"`
+	// Limits are those in force.
+	Limits Limits `json:"limits,omitzero"`
 }
 
 func (i Info) clone() Info {
 	i.Stages = slices.Clone(i.Stages)
 	i.Metadata = maps.Clone(i.Metadata)
+	i.Network = i.Network.Clone()
 	return i
 }

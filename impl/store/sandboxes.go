@@ -31,8 +31,10 @@ type Sandbox struct {
 	// when the sandbox's time is over. Kept to the nanosecond, UTC.
 	CreatedAt, StartedAt, EndAt time.Time
 	// OnTimeout is "kill" or "pause".
-	OnTimeout          string
+	OnTimeout string
+	// AllowInternet, AllowOut and DenyOut are what it may reach.
 	AllowInternet      bool
+	AllowOut, DenyOut  []string
 	VCPUs              uint32
 	MemoryMiB, DiskMiB uint64
 	EnvdVersion        string
@@ -41,7 +43,13 @@ type Sandbox struct {
 }
 
 const columns = `id, template, agent, state, metadata, created_at, started_at, end_at, on_timeout, allow_internet,
-	vcpus, memory_mib, disk_mib, envd_version, version`
+	vcpus, memory_mib, disk_mib, envd_version, version, network`
+
+// network is how the column of that name is written.
+type network struct {
+	AllowOut []string `json:"allowOut,omitempty"`
+	DenyOut  []string `json:"denyOut,omitempty"`
+}
 
 // values returns sb in the order of columns.
 func (sb Sandbox) values() ([]any, error) {
@@ -49,25 +57,34 @@ func (sb Sandbox) values() ([]any, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode metadata of sandbox %s: %w", sb.ID, err)
 	}
+	lists, err := json.Marshal(network{AllowOut: sb.AllowOut, DenyOut: sb.DenyOut})
+	if err != nil {
+		return nil, fmt.Errorf("encode network of sandbox %s: %w", sb.ID, err)
+	}
 	return []any{
 		sb.ID, sb.Template, sb.Agent, string(sb.State), string(metadata),
 		sb.CreatedAt.UnixNano(), sb.StartedAt.UnixNano(), sb.EndAt.UnixNano(), sb.OnTimeout, sb.AllowInternet,
-		int64(sb.VCPUs), int64(sb.MemoryMiB), int64(sb.DiskMiB), sb.EnvdVersion, sb.Version,
+		int64(sb.VCPUs), int64(sb.MemoryMiB), int64(sb.DiskMiB), sb.EnvdVersion, sb.Version, string(lists),
 	}, nil
 }
 
 func scan(row interface{ Scan(...any) error }) (Sandbox, error) {
 	var sb Sandbox
-	var metadata string
+	var metadata, lists string
 	var created, started, end int64
 	err := row.Scan(&sb.ID, &sb.Template, &sb.Agent, &sb.State, &metadata, &created, &started, &end, &sb.OnTimeout,
-		&sb.AllowInternet, &sb.VCPUs, &sb.MemoryMiB, &sb.DiskMiB, &sb.EnvdVersion, &sb.Version)
+		&sb.AllowInternet, &sb.VCPUs, &sb.MemoryMiB, &sb.DiskMiB, &sb.EnvdVersion, &sb.Version, &lists)
 	if err != nil {
 		return Sandbox{}, err
 	}
 	if err := json.Unmarshal([]byte(metadata), &sb.Metadata); err != nil {
 		return Sandbox{}, fmt.Errorf("decode metadata of sandbox %s: %w", sb.ID, err)
 	}
+	var n network
+	if err := json.Unmarshal([]byte(lists), &n); err != nil {
+		return Sandbox{}, fmt.Errorf("decode network of sandbox %s: %w", sb.ID, err)
+	}
+	sb.AllowOut, sb.DenyOut = n.AllowOut, n.DenyOut
 	sb.CreatedAt, sb.StartedAt, sb.EndAt = time.Unix(0, created).UTC(), time.Unix(0, started).UTC(), time.Unix(0, end).UTC()
 	return sb, nil
 }
@@ -80,7 +97,7 @@ func (s *Store) Insert(ctx context.Context, sb Sandbox) error {
 		return err
 	}
 	res, err := s.write.ExecContext(ctx, `INSERT INTO sandboxes (`+columns+`)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) ON CONFLICT (id) DO NOTHING`, values...)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) ON CONFLICT (id) DO NOTHING`, values...)
 	return changed(res, err, "insert", sb.ID, ErrExists)
 }
 
@@ -129,7 +146,7 @@ func (s *Store) update(ctx context.Context, sb Sandbox) error {
 	}
 	res, err := s.write.ExecContext(ctx, `UPDATE sandboxes SET template = $2, agent = $3, state = $4, metadata = $5,
 		created_at = $6, started_at = $7, end_at = $8, on_timeout = $9, allow_internet = $10, vcpus = $11,
-		memory_mib = $12, disk_mib = $13, envd_version = $14, version = $15 + 1 WHERE id = $1 AND version = $15`, values...)
+		memory_mib = $12, disk_mib = $13, envd_version = $14, version = $15 + 1, network = $16 WHERE id = $1 AND version = $15`, values...)
 	return changed(res, err, "update", sb.ID, ErrConflict)
 }
 

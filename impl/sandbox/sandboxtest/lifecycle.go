@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"wrenn/impl/egress"
 	"wrenn/impl/sandbox"
 )
 
@@ -231,6 +232,8 @@ func testAdopt(t *testing.T, s *suite) {
 	lives, dies := s.request(), s.request()
 	before := s.create(t, lives)
 	s.create(t, dies)
+	rules := egress.Rules{AllowOut: []string{"*.example.com", "192.0.2.0/24"}, DenyOut: []string{"0.0.0.0/0"}}
+	require.NoError(t, s.manager.SetNetwork(t.Context(), lives.ID, rules))
 	require.NoError(t, s.manager.Close(t.Context(), false))
 	s.Crash(t, dies.ID)
 	if s.Restart != nil {
@@ -243,6 +246,8 @@ func testAdopt(t *testing.T, s *suite) {
 	assert.Equal(t, before.Slot, after.Slot)
 	assert.Equal(t, before.Address, after.Address)
 	assert.Equal(t, sandbox.Running, after.State)
+	assert.Equal(t, rules, after.Network)
+	require.NoError(t, s.manager.SetNetwork(t.Context(), lives.ID, egress.Rules{AllowInternet: true}))
 	_, err = s.manager.Get(dies.ID)
 	require.ErrorIs(t, err, sandbox.ErrNotFound)
 	fresh := s.create(t, s.request())

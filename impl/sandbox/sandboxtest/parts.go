@@ -36,6 +36,7 @@ type Host struct {
 	mu       sync.Mutex
 	reserved map[int]bool
 	networks map[int]bool
+	policies map[int]sandbox.NetworkPolicy
 	machines map[string]*Machine
 	nextPID  int
 	fail     map[string]error
@@ -45,11 +46,12 @@ type Host struct {
 func NewHost() *Host {
 	return &Host{
 		Slots: 10, HostBoot: "boot-1", ConsoleText: "booted\n", reserved: map[int]bool{}, networks: map[int]bool{},
+		policies: map[int]sandbox.NetworkPolicy{},
 		machines: map[string]*Machine{}, nextPID: 100, fail: map[string]error{},
 	}
 }
 
-// Fail makes the named act ("network.create", "network.remove", "disk.create", "vmm.boot", "vmm.kill",
+// Fail makes the named act ("network.create", "network.policy", "network.remove", "disk.create", "vmm.boot", "vmm.kill",
 // "guest.init") fail from now on after having done its work; a nil error mends it.
 func (h *Host) Fail(act string, err error) {
 	h.mu.Lock()
@@ -109,6 +111,13 @@ func (h *Host) Move(from, to string) {
 	}
 }
 
+// Policy is what the network of a sandbox in that slot lets through.
+func (h *Host) Policy(slot int) sandbox.NetworkPolicy {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.policies[slot]
+}
+
 // Network returns the host's network part.
 func (h *Host) Network() sandbox.Network { return network{h} }
 
@@ -135,12 +144,18 @@ func (n network) Reserve() (int, error) {
 	return 0, fmt.Errorf("%w: all %d are taken", sandbox.ErrNoSlot, n.h.Slots)
 }
 
-func (n network) Claim(slot int) error {
+func (n network) Claim(ctx context.Context, slot int, policy sandbox.NetworkPolicy) error {
 	n.h.mu.Lock()
-	defer n.h.mu.Unlock()
 	if n.h.reserved[slot] {
+		n.h.mu.Unlock()
 		return fmt.Errorf("slot %d is taken", slot)
 	}
+	n.h.mu.Unlock()
+	if err := n.SetPolicy(ctx, slot, policy); err != nil {
+		return err
+	}
+	n.h.mu.Lock()
+	defer n.h.mu.Unlock()
 	n.h.reserved[slot] = true
 	return nil
 }
@@ -157,7 +172,7 @@ func (n network) Free(slot int) {
 	delete(n.h.reserved, slot)
 }
 
-func (n network) Create(ctx context.Context, slot int, _ sandbox.NetworkPolicy) error {
+func (n network) Create(ctx context.Context, slot int, policy sandbox.NetworkPolicy) error {
 	n.h.mu.Lock()
 	defer n.h.mu.Unlock()
 	if !n.h.reserved[slot] {
@@ -166,8 +181,21 @@ func (n network) Create(ctx context.Context, slot int, _ sandbox.NetworkPolicy) 
 	if err := n.h.fail["network.create"]; err != nil {
 		return err
 	}
-	n.h.networks[slot] = true
+	n.h.networks[slot], n.h.policies[slot] = true, policy
 	return ctx.Err()
+}
+
+func (n network) SetPolicy(_ context.Context, slot int, policy sandbox.NetworkPolicy) error {
+	n.h.mu.Lock()
+	defer n.h.mu.Unlock()
+	if !n.h.networks[slot] {
+		return fmt.Errorf("no network in slot %d", slot)
+	}
+	if err := n.h.fail["network.policy"]; err != nil {
+		return err
+	}
+	n.h.policies[slot] = policy
+	return nil
 }
 
 func (n network) Remove(_ context.Context, slot int) error {

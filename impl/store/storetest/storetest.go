@@ -53,6 +53,7 @@ func sandbox(id string, n int) store.Sandbox {
 func comesBack(t *testing.T, s *store.Store) {
 	want := sandbox("a", 0)
 	want.Metadata = map[string]string{"k y": "v'\"\x00\u2028ü", "'; DROP TABLE sandboxes; --": "", "": "x"}
+	want.AllowOut, want.DenyOut = []string{"192.0.2.0/24", "*.example.com"}, []string{"0.0.0.0/0"}
 	require.NoError(t, s.Insert(t.Context(), want))
 	got, err := s.Get(t.Context(), "a")
 	require.NoError(t, err)
@@ -80,6 +81,7 @@ func refusesTaken(t *testing.T, s *store.Store) {
 func modifies(t *testing.T, s *store.Store) {
 	require.NoError(t, s.Insert(t.Context(), sandbox("a", 0)))
 	want := sandbox("a", 5)
+	want.AllowOut = []string{"192.0.2.1"}
 	want.State, want.Template, want.Agent, want.VCPUs, want.Version = store.Destroying, "x", "two", 7, 2
 	got, err := s.Modify(t.Context(), "a", func(sb *store.Sandbox) error {
 		version := sb.Version

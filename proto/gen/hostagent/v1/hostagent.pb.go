@@ -222,7 +222,8 @@ type Sandbox struct {
 	Stages   []*Stage          `protobuf:"bytes,12,rep,name=stages,proto3" json:"stages,omitempty"`
 	Metadata map[string]string `protobuf:"bytes,13,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Semantic version of the daemon in the guest.
-	EnvdVersion   string `protobuf:"bytes,14,opt,name=envd_version,json=envdVersion,proto3" json:"envd_version,omitempty"`
+	EnvdVersion   string        `protobuf:"bytes,14,opt,name=envd_version,json=envdVersion,proto3" json:"envd_version,omitempty"`
+	Network       *NetworkRules `protobuf:"bytes,15,opt,name=network,proto3" json:"network,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -355,6 +356,150 @@ func (x *Sandbox) GetEnvdVersion() string {
 	return ""
 }
 
+func (x *Sandbox) GetNetwork() *NetworkRules {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
+// NetworkRules say what a sandbox may reach. Allowed entries win over denied ones.
+type NetworkRules struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// False is the same as 0.0.0.0/0 in deny_out.
+	AllowInternet bool `protobuf:"varint,1,opt,name=allow_internet,json=allowInternet,proto3" json:"allow_internet,omitempty"`
+	// IPv4 addresses and ranges, names and wildcards (*.example.com); 256 entries at most. Names need all
+	// other traffic denied.
+	AllowOut []string `protobuf:"bytes,2,rep,name=allow_out,json=allowOut,proto3" json:"allow_out,omitempty"`
+	// Addresses and ranges; 256 entries at most.
+	DenyOut       []string `protobuf:"bytes,3,rep,name=deny_out,json=denyOut,proto3" json:"deny_out,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetworkRules) Reset() {
+	*x = NetworkRules{}
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetworkRules) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetworkRules) ProtoMessage() {}
+
+func (x *NetworkRules) ProtoReflect() protoreflect.Message {
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetworkRules.ProtoReflect.Descriptor instead.
+func (*NetworkRules) Descriptor() ([]byte, []int) {
+	return file_hostagent_v1_hostagent_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *NetworkRules) GetAllowInternet() bool {
+	if x != nil {
+		return x.AllowInternet
+	}
+	return false
+}
+
+func (x *NetworkRules) GetAllowOut() []string {
+	if x != nil {
+		return x.AllowOut
+	}
+	return nil
+}
+
+func (x *NetworkRules) GetDenyOut() []string {
+	if x != nil {
+		return x.DenyOut
+	}
+	return nil
+}
+
+// NetworkLimits bound a sandbox's traffic. A rate of 0 is the host's own, which is also the most that can
+// be asked for; a burst of 0 is half a second of the rate.
+type NetworkLimits struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What the guest sends.
+	EgressBytesPerSecond uint64 `protobuf:"varint,1,opt,name=egress_bytes_per_second,json=egressBytesPerSecond,proto3" json:"egress_bytes_per_second,omitempty"`
+	EgressBurstBytes     uint64 `protobuf:"varint,2,opt,name=egress_burst_bytes,json=egressBurstBytes,proto3" json:"egress_burst_bytes,omitempty"`
+	// What it receives.
+	IngressBytesPerSecond uint64 `protobuf:"varint,3,opt,name=ingress_bytes_per_second,json=ingressBytesPerSecond,proto3" json:"ingress_bytes_per_second,omitempty"`
+	IngressBurstBytes     uint64 `protobuf:"varint,4,opt,name=ingress_burst_bytes,json=ingressBurstBytes,proto3" json:"ingress_burst_bytes,omitempty"`
+	unknownFields         protoimpl.UnknownFields
+	sizeCache             protoimpl.SizeCache
+}
+
+func (x *NetworkLimits) Reset() {
+	*x = NetworkLimits{}
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetworkLimits) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetworkLimits) ProtoMessage() {}
+
+func (x *NetworkLimits) ProtoReflect() protoreflect.Message {
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetworkLimits.ProtoReflect.Descriptor instead.
+func (*NetworkLimits) Descriptor() ([]byte, []int) {
+	return file_hostagent_v1_hostagent_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *NetworkLimits) GetEgressBytesPerSecond() uint64 {
+	if x != nil {
+		return x.EgressBytesPerSecond
+	}
+	return 0
+}
+
+func (x *NetworkLimits) GetEgressBurstBytes() uint64 {
+	if x != nil {
+		return x.EgressBurstBytes
+	}
+	return 0
+}
+
+func (x *NetworkLimits) GetIngressBytesPerSecond() uint64 {
+	if x != nil {
+		return x.IngressBytesPerSecond
+	}
+	return 0
+}
+
+func (x *NetworkLimits) GetIngressBurstBytes() uint64 {
+	if x != nil {
+		return x.IngressBurstBytes
+	}
+	return 0
+}
+
 type PingRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -363,7 +508,7 @@ type PingRequest struct {
 
 func (x *PingRequest) Reset() {
 	*x = PingRequest{}
-	mi := &file_hostagent_v1_hostagent_proto_msgTypes[2]
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -375,7 +520,7 @@ func (x *PingRequest) String() string {
 func (*PingRequest) ProtoMessage() {}
 
 func (x *PingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hostagent_v1_hostagent_proto_msgTypes[2]
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -388,7 +533,7 @@ func (x *PingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingRequest.ProtoReflect.Descriptor instead.
 func (*PingRequest) Descriptor() ([]byte, []int) {
-	return file_hostagent_v1_hostagent_proto_rawDescGZIP(), []int{2}
+	return file_hostagent_v1_hostagent_proto_rawDescGZIP(), []int{4}
 }
 
 type PingResponse struct {
@@ -408,7 +553,7 @@ type PingResponse struct {
 
 func (x *PingResponse) Reset() {
 	*x = PingResponse{}
-	mi := &file_hostagent_v1_hostagent_proto_msgTypes[3]
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -420,7 +565,7 @@ func (x *PingResponse) String() string {
 func (*PingResponse) ProtoMessage() {}
 
 func (x *PingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hostagent_v1_hostagent_proto_msgTypes[3]
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -433,7 +578,7 @@ func (x *PingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingResponse.ProtoReflect.Descriptor instead.
 func (*PingResponse) Descriptor() ([]byte, []int) {
-	return file_hostagent_v1_hostagent_proto_rawDescGZIP(), []int{3}
+	return file_hostagent_v1_hostagent_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *PingResponse) GetVersion() string {
@@ -498,16 +643,16 @@ type CreateSandboxRequest struct {
 	EnvVars   map[string]string    `protobuf:"bytes,6,rep,name=env_vars,json=envVars,proto3" json:"env_vars,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Metadata  map[string]string    `protobuf:"bytes,7,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// What the daemon in the guest asks of its callers; empty means no token.
-	EnvdAccessToken string `protobuf:"bytes,8,opt,name=envd_access_token,json=envdAccessToken,proto3" json:"envd_access_token,omitempty"`
-	// False cuts the sandbox off from everything but its host's requests.
-	AllowInternet bool `protobuf:"varint,9,opt,name=allow_internet,json=allowInternet,proto3" json:"allow_internet,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	EnvdAccessToken string         `protobuf:"bytes,8,opt,name=envd_access_token,json=envdAccessToken,proto3" json:"envd_access_token,omitempty"`
+	Network         *NetworkRules  `protobuf:"bytes,10,opt,name=network,proto3" json:"network,omitempty"`
+	Limits          *NetworkLimits `protobuf:"bytes,11,opt,name=limits,proto3" json:"limits,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *CreateSandboxRequest) Reset() {
 	*x = CreateSandboxRequest{}
-	mi := &file_hostagent_v1_hostagent_proto_msgTypes[4]
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -519,7 +664,7 @@ func (x *CreateSandboxRequest) String() string {
 func (*CreateSandboxRequest) ProtoMessage() {}
 
 func (x *CreateSandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hostagent_v1_hostagent_proto_msgTypes[4]
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -532,7 +677,7 @@ func (x *CreateSandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSandboxRequest.ProtoReflect.Descriptor instead.
 func (*CreateSandboxRequest) Descriptor() ([]byte, []int) {
-	return file_hostagent_v1_hostagent_proto_rawDescGZIP(), []int{4}
+	return file_hostagent_v1_hostagent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *CreateSandboxRequest) GetId() string {
@@ -591,11 +736,18 @@ func (x *CreateSandboxRequest) GetEnvdAccessToken() string {
 	return ""
 }
 
-func (x *CreateSandboxRequest) GetAllowInternet() bool {
+func (x *CreateSandboxRequest) GetNetwork() *NetworkRules {
 	if x != nil {
-		return x.AllowInternet
+		return x.Network
 	}
-	return false
+	return nil
+}
+
+func (x *CreateSandboxRequest) GetLimits() *NetworkLimits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
 }
 
 type CreateSandboxResponse struct {
@@ -607,7 +759,7 @@ type CreateSandboxResponse struct {
 
 func (x *CreateSandboxResponse) Reset() {
 	*x = CreateSandboxResponse{}
-	mi := &file_hostagent_v1_hostagent_proto_msgTypes[5]
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -619,7 +771,7 @@ func (x *CreateSandboxResponse) String() string {
 func (*CreateSandboxResponse) ProtoMessage() {}
 
 func (x *CreateSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hostagent_v1_hostagent_proto_msgTypes[5]
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -632,7 +784,7 @@ func (x *CreateSandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSandboxResponse.ProtoReflect.Descriptor instead.
 func (*CreateSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_hostagent_v1_hostagent_proto_rawDescGZIP(), []int{5}
+	return file_hostagent_v1_hostagent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *CreateSandboxResponse) GetSandbox() *Sandbox {
@@ -651,7 +803,7 @@ type GetSandboxRequest struct {
 
 func (x *GetSandboxRequest) Reset() {
 	*x = GetSandboxRequest{}
-	mi := &file_hostagent_v1_hostagent_proto_msgTypes[6]
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -663,7 +815,7 @@ func (x *GetSandboxRequest) String() string {
 func (*GetSandboxRequest) ProtoMessage() {}
 
 func (x *GetSandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hostagent_v1_hostagent_proto_msgTypes[6]
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -676,7 +828,7 @@ func (x *GetSandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSandboxRequest.ProtoReflect.Descriptor instead.
 func (*GetSandboxRequest) Descriptor() ([]byte, []int) {
-	return file_hostagent_v1_hostagent_proto_rawDescGZIP(), []int{6}
+	return file_hostagent_v1_hostagent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *GetSandboxRequest) GetId() string {
@@ -695,7 +847,7 @@ type GetSandboxResponse struct {
 
 func (x *GetSandboxResponse) Reset() {
 	*x = GetSandboxResponse{}
-	mi := &file_hostagent_v1_hostagent_proto_msgTypes[7]
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -707,7 +859,7 @@ func (x *GetSandboxResponse) String() string {
 func (*GetSandboxResponse) ProtoMessage() {}
 
 func (x *GetSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hostagent_v1_hostagent_proto_msgTypes[7]
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -720,7 +872,7 @@ func (x *GetSandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSandboxResponse.ProtoReflect.Descriptor instead.
 func (*GetSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_hostagent_v1_hostagent_proto_rawDescGZIP(), []int{7}
+	return file_hostagent_v1_hostagent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *GetSandboxResponse) GetSandbox() *Sandbox {
@@ -738,7 +890,7 @@ type ListSandboxesRequest struct {
 
 func (x *ListSandboxesRequest) Reset() {
 	*x = ListSandboxesRequest{}
-	mi := &file_hostagent_v1_hostagent_proto_msgTypes[8]
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -750,7 +902,7 @@ func (x *ListSandboxesRequest) String() string {
 func (*ListSandboxesRequest) ProtoMessage() {}
 
 func (x *ListSandboxesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hostagent_v1_hostagent_proto_msgTypes[8]
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -763,7 +915,7 @@ func (x *ListSandboxesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSandboxesRequest.ProtoReflect.Descriptor instead.
 func (*ListSandboxesRequest) Descriptor() ([]byte, []int) {
-	return file_hostagent_v1_hostagent_proto_rawDescGZIP(), []int{8}
+	return file_hostagent_v1_hostagent_proto_rawDescGZIP(), []int{10}
 }
 
 type ListSandboxesResponse struct {
@@ -775,7 +927,7 @@ type ListSandboxesResponse struct {
 
 func (x *ListSandboxesResponse) Reset() {
 	*x = ListSandboxesResponse{}
-	mi := &file_hostagent_v1_hostagent_proto_msgTypes[9]
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -787,7 +939,7 @@ func (x *ListSandboxesResponse) String() string {
 func (*ListSandboxesResponse) ProtoMessage() {}
 
 func (x *ListSandboxesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hostagent_v1_hostagent_proto_msgTypes[9]
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -800,7 +952,7 @@ func (x *ListSandboxesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSandboxesResponse.ProtoReflect.Descriptor instead.
 func (*ListSandboxesResponse) Descriptor() ([]byte, []int) {
-	return file_hostagent_v1_hostagent_proto_rawDescGZIP(), []int{9}
+	return file_hostagent_v1_hostagent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListSandboxesResponse) GetSandboxes() []*Sandbox {
@@ -819,7 +971,7 @@ type DestroySandboxRequest struct {
 
 func (x *DestroySandboxRequest) Reset() {
 	*x = DestroySandboxRequest{}
-	mi := &file_hostagent_v1_hostagent_proto_msgTypes[10]
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -831,7 +983,7 @@ func (x *DestroySandboxRequest) String() string {
 func (*DestroySandboxRequest) ProtoMessage() {}
 
 func (x *DestroySandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hostagent_v1_hostagent_proto_msgTypes[10]
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -844,7 +996,7 @@ func (x *DestroySandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroySandboxRequest.ProtoReflect.Descriptor instead.
 func (*DestroySandboxRequest) Descriptor() ([]byte, []int) {
-	return file_hostagent_v1_hostagent_proto_rawDescGZIP(), []int{10}
+	return file_hostagent_v1_hostagent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *DestroySandboxRequest) GetId() string {
@@ -862,7 +1014,7 @@ type DestroySandboxResponse struct {
 
 func (x *DestroySandboxResponse) Reset() {
 	*x = DestroySandboxResponse{}
-	mi := &file_hostagent_v1_hostagent_proto_msgTypes[11]
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -874,7 +1026,7 @@ func (x *DestroySandboxResponse) String() string {
 func (*DestroySandboxResponse) ProtoMessage() {}
 
 func (x *DestroySandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hostagent_v1_hostagent_proto_msgTypes[11]
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -887,7 +1039,7 @@ func (x *DestroySandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroySandboxResponse.ProtoReflect.Descriptor instead.
 func (*DestroySandboxResponse) Descriptor() ([]byte, []int) {
-	return file_hostagent_v1_hostagent_proto_rawDescGZIP(), []int{11}
+	return file_hostagent_v1_hostagent_proto_rawDescGZIP(), []int{13}
 }
 
 type SetSandboxDeadlineRequest struct {
@@ -903,7 +1055,7 @@ type SetSandboxDeadlineRequest struct {
 
 func (x *SetSandboxDeadlineRequest) Reset() {
 	*x = SetSandboxDeadlineRequest{}
-	mi := &file_hostagent_v1_hostagent_proto_msgTypes[12]
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -915,7 +1067,7 @@ func (x *SetSandboxDeadlineRequest) String() string {
 func (*SetSandboxDeadlineRequest) ProtoMessage() {}
 
 func (x *SetSandboxDeadlineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hostagent_v1_hostagent_proto_msgTypes[12]
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -928,7 +1080,7 @@ func (x *SetSandboxDeadlineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSandboxDeadlineRequest.ProtoReflect.Descriptor instead.
 func (*SetSandboxDeadlineRequest) Descriptor() ([]byte, []int) {
-	return file_hostagent_v1_hostagent_proto_rawDescGZIP(), []int{12}
+	return file_hostagent_v1_hostagent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SetSandboxDeadlineRequest) GetId() string {
@@ -961,7 +1113,7 @@ type SetSandboxDeadlineResponse struct {
 
 func (x *SetSandboxDeadlineResponse) Reset() {
 	*x = SetSandboxDeadlineResponse{}
-	mi := &file_hostagent_v1_hostagent_proto_msgTypes[13]
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -973,7 +1125,7 @@ func (x *SetSandboxDeadlineResponse) String() string {
 func (*SetSandboxDeadlineResponse) ProtoMessage() {}
 
 func (x *SetSandboxDeadlineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hostagent_v1_hostagent_proto_msgTypes[13]
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -986,7 +1138,7 @@ func (x *SetSandboxDeadlineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSandboxDeadlineResponse.ProtoReflect.Descriptor instead.
 func (*SetSandboxDeadlineResponse) Descriptor() ([]byte, []int) {
-	return file_hostagent_v1_hostagent_proto_rawDescGZIP(), []int{13}
+	return file_hostagent_v1_hostagent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SetSandboxDeadlineResponse) GetDeadline() *timestamppb.Timestamp {
@@ -994,6 +1146,94 @@ func (x *SetSandboxDeadlineResponse) GetDeadline() *timestamppb.Timestamp {
 		return x.Deadline
 	}
 	return nil
+}
+
+type SetSandboxNetworkRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Network       *NetworkRules          `protobuf:"bytes,2,opt,name=network,proto3" json:"network,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetSandboxNetworkRequest) Reset() {
+	*x = SetSandboxNetworkRequest{}
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetSandboxNetworkRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetSandboxNetworkRequest) ProtoMessage() {}
+
+func (x *SetSandboxNetworkRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetSandboxNetworkRequest.ProtoReflect.Descriptor instead.
+func (*SetSandboxNetworkRequest) Descriptor() ([]byte, []int) {
+	return file_hostagent_v1_hostagent_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *SetSandboxNetworkRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *SetSandboxNetworkRequest) GetNetwork() *NetworkRules {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
+type SetSandboxNetworkResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetSandboxNetworkResponse) Reset() {
+	*x = SetSandboxNetworkResponse{}
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetSandboxNetworkResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetSandboxNetworkResponse) ProtoMessage() {}
+
+func (x *SetSandboxNetworkResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetSandboxNetworkResponse.ProtoReflect.Descriptor instead.
+func (*SetSandboxNetworkResponse) Descriptor() ([]byte, []int) {
+	return file_hostagent_v1_hostagent_proto_rawDescGZIP(), []int{17}
 }
 
 type GetSandboxLogsRequest struct {
@@ -1007,7 +1247,7 @@ type GetSandboxLogsRequest struct {
 
 func (x *GetSandboxLogsRequest) Reset() {
 	*x = GetSandboxLogsRequest{}
-	mi := &file_hostagent_v1_hostagent_proto_msgTypes[14]
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1019,7 +1259,7 @@ func (x *GetSandboxLogsRequest) String() string {
 func (*GetSandboxLogsRequest) ProtoMessage() {}
 
 func (x *GetSandboxLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hostagent_v1_hostagent_proto_msgTypes[14]
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1032,7 +1272,7 @@ func (x *GetSandboxLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSandboxLogsRequest.ProtoReflect.Descriptor instead.
 func (*GetSandboxLogsRequest) Descriptor() ([]byte, []int) {
-	return file_hostagent_v1_hostagent_proto_rawDescGZIP(), []int{14}
+	return file_hostagent_v1_hostagent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *GetSandboxLogsRequest) GetId() string {
@@ -1058,7 +1298,7 @@ type GetSandboxLogsResponse struct {
 
 func (x *GetSandboxLogsResponse) Reset() {
 	*x = GetSandboxLogsResponse{}
-	mi := &file_hostagent_v1_hostagent_proto_msgTypes[15]
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1070,7 +1310,7 @@ func (x *GetSandboxLogsResponse) String() string {
 func (*GetSandboxLogsResponse) ProtoMessage() {}
 
 func (x *GetSandboxLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hostagent_v1_hostagent_proto_msgTypes[15]
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1083,7 +1323,7 @@ func (x *GetSandboxLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSandboxLogsResponse.ProtoReflect.Descriptor instead.
 func (*GetSandboxLogsResponse) Descriptor() ([]byte, []int) {
-	return file_hostagent_v1_hostagent_proto_rawDescGZIP(), []int{15}
+	return file_hostagent_v1_hostagent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *GetSandboxLogsResponse) GetConsole() []byte {
@@ -1100,7 +1340,7 @@ const file_hostagent_v1_hostagent_proto_rawDesc = "" +
 	"\x1chostagent/v1/hostagent.proto\x12\fhostagent.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"R\n" +
 	"\x05Stage\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x125\n" +
-	"\bduration\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\bduration\"\xdb\x04\n" +
+	"\bduration\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\bduration\"\x91\x05\n" +
 	"\aSandbox\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
 	"\btemplate\x18\x02 \x01(\tR\btemplate\x120\n" +
@@ -1118,10 +1358,20 @@ const file_hostagent_v1_hostagent_proto_rawDesc = "" +
 	"\tboot_path\x18\v \x01(\x0e2\x16.hostagent.v1.BootPathR\bbootPath\x12+\n" +
 	"\x06stages\x18\f \x03(\v2\x13.hostagent.v1.StageR\x06stages\x12?\n" +
 	"\bmetadata\x18\r \x03(\v2#.hostagent.v1.Sandbox.MetadataEntryR\bmetadata\x12!\n" +
-	"\fenvd_version\x18\x0e \x01(\tR\venvdVersion\x1a;\n" +
+	"\fenvd_version\x18\x0e \x01(\tR\venvdVersion\x124\n" +
+	"\anetwork\x18\x0f \x01(\v2\x1a.hostagent.v1.NetworkRulesR\anetwork\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\r\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"m\n" +
+	"\fNetworkRules\x12%\n" +
+	"\x0eallow_internet\x18\x01 \x01(\bR\rallowInternet\x12\x1b\n" +
+	"\tallow_out\x18\x02 \x03(\tR\ballowOut\x12\x19\n" +
+	"\bdeny_out\x18\x03 \x03(\tR\adenyOut\"\xdd\x01\n" +
+	"\rNetworkLimits\x125\n" +
+	"\x17egress_bytes_per_second\x18\x01 \x01(\x04R\x14egressBytesPerSecond\x12,\n" +
+	"\x12egress_burst_bytes\x18\x02 \x01(\x04R\x10egressBurstBytes\x127\n" +
+	"\x18ingress_bytes_per_second\x18\x03 \x01(\x04R\x15ingressBytesPerSecond\x12.\n" +
+	"\x13ingress_burst_bytes\x18\x04 \x01(\x04R\x11ingressBurstBytes\"\r\n" +
 	"\vPingRequest\"\xc8\x01\n" +
 	"\fPingResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x10\n" +
@@ -1132,7 +1382,7 @@ const file_hostagent_v1_hostagent_proto_rawDesc = "" +
 	"\ttemplates\x18\x05 \x03(\tR\ttemplates\x12\x12\n" +
 	"\x04cpus\x18\x06 \x01(\rR\x04cpus\x12\x1d\n" +
 	"\n" +
-	"memory_mib\x18\a \x01(\x04R\tmemoryMib\"\x92\x04\n" +
+	"memory_mib\x18\a \x01(\x04R\tmemoryMib\"\xdc\x04\n" +
 	"\x14CreateSandboxRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
 	"\btemplate\x18\x02 \x01(\tR\btemplate\x12\x14\n" +
@@ -1142,14 +1392,17 @@ const file_hostagent_v1_hostagent_proto_rawDesc = "" +
 	"\atimeout\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12J\n" +
 	"\benv_vars\x18\x06 \x03(\v2/.hostagent.v1.CreateSandboxRequest.EnvVarsEntryR\aenvVars\x12L\n" +
 	"\bmetadata\x18\a \x03(\v20.hostagent.v1.CreateSandboxRequest.MetadataEntryR\bmetadata\x12*\n" +
-	"\x11envd_access_token\x18\b \x01(\tR\x0fenvdAccessToken\x12%\n" +
-	"\x0eallow_internet\x18\t \x01(\bR\rallowInternet\x1a:\n" +
+	"\x11envd_access_token\x18\b \x01(\tR\x0fenvdAccessToken\x124\n" +
+	"\anetwork\x18\n" +
+	" \x01(\v2\x1a.hostagent.v1.NetworkRulesR\anetwork\x123\n" +
+	"\x06limits\x18\v \x01(\v2\x1b.hostagent.v1.NetworkLimitsR\x06limits\x1a:\n" +
 	"\fEnvVarsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"H\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01J\x04\b\t\x10\n" +
+	"\"H\n" +
 	"\x15CreateSandboxResponse\x12/\n" +
 	"\asandbox\x18\x01 \x01(\v2\x15.hostagent.v1.SandboxR\asandbox\"#\n" +
 	"\x11GetSandboxRequest\x12\x0e\n" +
@@ -1168,7 +1421,11 @@ const file_hostagent_v1_hostagent_proto_rawDesc = "" +
 	"\vextend_only\x18\x03 \x01(\bR\n" +
 	"extendOnly\"T\n" +
 	"\x1aSetSandboxDeadlineResponse\x126\n" +
-	"\bdeadline\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\"=\n" +
+	"\bdeadline\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\"`\n" +
+	"\x18SetSandboxNetworkRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x124\n" +
+	"\anetwork\x18\x02 \x01(\v2\x1a.hostagent.v1.NetworkRulesR\anetwork\"\x1b\n" +
+	"\x19SetSandboxNetworkResponse\"=\n" +
 	"\x15GetSandboxLogsRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05limit\x18\x02 \x01(\rR\x05limit\"2\n" +
@@ -1188,7 +1445,7 @@ const file_hostagent_v1_hostagent_proto_rawDesc = "" +
 	"\x15BOOT_PATH_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eBOOT_PATH_COLD\x10\x01\x12\x16\n" +
 	"\x12BOOT_PATH_RESTORED\x10\x02\x12\x12\n" +
-	"\x0eBOOT_PATH_WARM\x10\x032\xf9\x04\n" +
+	"\x0eBOOT_PATH_WARM\x10\x032\xdf\x05\n" +
 	"\x10HostAgentService\x12=\n" +
 	"\x04Ping\x12\x19.hostagent.v1.PingRequest\x1a\x1a.hostagent.v1.PingResponse\x12X\n" +
 	"\rCreateSandbox\x12\".hostagent.v1.CreateSandboxRequest\x1a#.hostagent.v1.CreateSandboxResponse\x12O\n" +
@@ -1196,7 +1453,8 @@ const file_hostagent_v1_hostagent_proto_rawDesc = "" +
 	"GetSandbox\x12\x1f.hostagent.v1.GetSandboxRequest\x1a .hostagent.v1.GetSandboxResponse\x12X\n" +
 	"\rListSandboxes\x12\".hostagent.v1.ListSandboxesRequest\x1a#.hostagent.v1.ListSandboxesResponse\x12[\n" +
 	"\x0eDestroySandbox\x12#.hostagent.v1.DestroySandboxRequest\x1a$.hostagent.v1.DestroySandboxResponse\x12g\n" +
-	"\x12SetSandboxDeadline\x12'.hostagent.v1.SetSandboxDeadlineRequest\x1a(.hostagent.v1.SetSandboxDeadlineResponse\x12[\n" +
+	"\x12SetSandboxDeadline\x12'.hostagent.v1.SetSandboxDeadlineRequest\x1a(.hostagent.v1.SetSandboxDeadlineResponse\x12d\n" +
+	"\x11SetSandboxNetwork\x12&.hostagent.v1.SetSandboxNetworkRequest\x1a'.hostagent.v1.SetSandboxNetworkResponse\x12[\n" +
 	"\x0eGetSandboxLogs\x12#.hostagent.v1.GetSandboxLogsRequest\x1a$.hostagent.v1.GetSandboxLogsResponseB*Z(wrenn/proto/gen/hostagent/v1;hostagentv1b\x06proto3"
 
 var (
@@ -1212,67 +1470,77 @@ func file_hostagent_v1_hostagent_proto_rawDescGZIP() []byte {
 }
 
 var file_hostagent_v1_hostagent_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_hostagent_v1_hostagent_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_hostagent_v1_hostagent_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_hostagent_v1_hostagent_proto_goTypes = []any{
 	(SandboxState)(0),                  // 0: hostagent.v1.SandboxState
 	(BootPath)(0),                      // 1: hostagent.v1.BootPath
 	(*Stage)(nil),                      // 2: hostagent.v1.Stage
 	(*Sandbox)(nil),                    // 3: hostagent.v1.Sandbox
-	(*PingRequest)(nil),                // 4: hostagent.v1.PingRequest
-	(*PingResponse)(nil),               // 5: hostagent.v1.PingResponse
-	(*CreateSandboxRequest)(nil),       // 6: hostagent.v1.CreateSandboxRequest
-	(*CreateSandboxResponse)(nil),      // 7: hostagent.v1.CreateSandboxResponse
-	(*GetSandboxRequest)(nil),          // 8: hostagent.v1.GetSandboxRequest
-	(*GetSandboxResponse)(nil),         // 9: hostagent.v1.GetSandboxResponse
-	(*ListSandboxesRequest)(nil),       // 10: hostagent.v1.ListSandboxesRequest
-	(*ListSandboxesResponse)(nil),      // 11: hostagent.v1.ListSandboxesResponse
-	(*DestroySandboxRequest)(nil),      // 12: hostagent.v1.DestroySandboxRequest
-	(*DestroySandboxResponse)(nil),     // 13: hostagent.v1.DestroySandboxResponse
-	(*SetSandboxDeadlineRequest)(nil),  // 14: hostagent.v1.SetSandboxDeadlineRequest
-	(*SetSandboxDeadlineResponse)(nil), // 15: hostagent.v1.SetSandboxDeadlineResponse
-	(*GetSandboxLogsRequest)(nil),      // 16: hostagent.v1.GetSandboxLogsRequest
-	(*GetSandboxLogsResponse)(nil),     // 17: hostagent.v1.GetSandboxLogsResponse
-	nil,                                // 18: hostagent.v1.Sandbox.MetadataEntry
-	nil,                                // 19: hostagent.v1.CreateSandboxRequest.EnvVarsEntry
-	nil,                                // 20: hostagent.v1.CreateSandboxRequest.MetadataEntry
-	(*durationpb.Duration)(nil),        // 21: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),      // 22: google.protobuf.Timestamp
+	(*NetworkRules)(nil),               // 4: hostagent.v1.NetworkRules
+	(*NetworkLimits)(nil),              // 5: hostagent.v1.NetworkLimits
+	(*PingRequest)(nil),                // 6: hostagent.v1.PingRequest
+	(*PingResponse)(nil),               // 7: hostagent.v1.PingResponse
+	(*CreateSandboxRequest)(nil),       // 8: hostagent.v1.CreateSandboxRequest
+	(*CreateSandboxResponse)(nil),      // 9: hostagent.v1.CreateSandboxResponse
+	(*GetSandboxRequest)(nil),          // 10: hostagent.v1.GetSandboxRequest
+	(*GetSandboxResponse)(nil),         // 11: hostagent.v1.GetSandboxResponse
+	(*ListSandboxesRequest)(nil),       // 12: hostagent.v1.ListSandboxesRequest
+	(*ListSandboxesResponse)(nil),      // 13: hostagent.v1.ListSandboxesResponse
+	(*DestroySandboxRequest)(nil),      // 14: hostagent.v1.DestroySandboxRequest
+	(*DestroySandboxResponse)(nil),     // 15: hostagent.v1.DestroySandboxResponse
+	(*SetSandboxDeadlineRequest)(nil),  // 16: hostagent.v1.SetSandboxDeadlineRequest
+	(*SetSandboxDeadlineResponse)(nil), // 17: hostagent.v1.SetSandboxDeadlineResponse
+	(*SetSandboxNetworkRequest)(nil),   // 18: hostagent.v1.SetSandboxNetworkRequest
+	(*SetSandboxNetworkResponse)(nil),  // 19: hostagent.v1.SetSandboxNetworkResponse
+	(*GetSandboxLogsRequest)(nil),      // 20: hostagent.v1.GetSandboxLogsRequest
+	(*GetSandboxLogsResponse)(nil),     // 21: hostagent.v1.GetSandboxLogsResponse
+	nil,                                // 22: hostagent.v1.Sandbox.MetadataEntry
+	nil,                                // 23: hostagent.v1.CreateSandboxRequest.EnvVarsEntry
+	nil,                                // 24: hostagent.v1.CreateSandboxRequest.MetadataEntry
+	(*durationpb.Duration)(nil),        // 25: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),      // 26: google.protobuf.Timestamp
 }
 var file_hostagent_v1_hostagent_proto_depIdxs = []int32{
-	21, // 0: hostagent.v1.Stage.duration:type_name -> google.protobuf.Duration
+	25, // 0: hostagent.v1.Stage.duration:type_name -> google.protobuf.Duration
 	0,  // 1: hostagent.v1.Sandbox.state:type_name -> hostagent.v1.SandboxState
-	22, // 2: hostagent.v1.Sandbox.started_at:type_name -> google.protobuf.Timestamp
-	22, // 3: hostagent.v1.Sandbox.deadline:type_name -> google.protobuf.Timestamp
+	26, // 2: hostagent.v1.Sandbox.started_at:type_name -> google.protobuf.Timestamp
+	26, // 3: hostagent.v1.Sandbox.deadline:type_name -> google.protobuf.Timestamp
 	1,  // 4: hostagent.v1.Sandbox.boot_path:type_name -> hostagent.v1.BootPath
 	2,  // 5: hostagent.v1.Sandbox.stages:type_name -> hostagent.v1.Stage
-	18, // 6: hostagent.v1.Sandbox.metadata:type_name -> hostagent.v1.Sandbox.MetadataEntry
-	21, // 7: hostagent.v1.CreateSandboxRequest.timeout:type_name -> google.protobuf.Duration
-	19, // 8: hostagent.v1.CreateSandboxRequest.env_vars:type_name -> hostagent.v1.CreateSandboxRequest.EnvVarsEntry
-	20, // 9: hostagent.v1.CreateSandboxRequest.metadata:type_name -> hostagent.v1.CreateSandboxRequest.MetadataEntry
-	3,  // 10: hostagent.v1.CreateSandboxResponse.sandbox:type_name -> hostagent.v1.Sandbox
-	3,  // 11: hostagent.v1.GetSandboxResponse.sandbox:type_name -> hostagent.v1.Sandbox
-	3,  // 12: hostagent.v1.ListSandboxesResponse.sandboxes:type_name -> hostagent.v1.Sandbox
-	21, // 13: hostagent.v1.SetSandboxDeadlineRequest.timeout:type_name -> google.protobuf.Duration
-	22, // 14: hostagent.v1.SetSandboxDeadlineResponse.deadline:type_name -> google.protobuf.Timestamp
-	4,  // 15: hostagent.v1.HostAgentService.Ping:input_type -> hostagent.v1.PingRequest
-	6,  // 16: hostagent.v1.HostAgentService.CreateSandbox:input_type -> hostagent.v1.CreateSandboxRequest
-	8,  // 17: hostagent.v1.HostAgentService.GetSandbox:input_type -> hostagent.v1.GetSandboxRequest
-	10, // 18: hostagent.v1.HostAgentService.ListSandboxes:input_type -> hostagent.v1.ListSandboxesRequest
-	12, // 19: hostagent.v1.HostAgentService.DestroySandbox:input_type -> hostagent.v1.DestroySandboxRequest
-	14, // 20: hostagent.v1.HostAgentService.SetSandboxDeadline:input_type -> hostagent.v1.SetSandboxDeadlineRequest
-	16, // 21: hostagent.v1.HostAgentService.GetSandboxLogs:input_type -> hostagent.v1.GetSandboxLogsRequest
-	5,  // 22: hostagent.v1.HostAgentService.Ping:output_type -> hostagent.v1.PingResponse
-	7,  // 23: hostagent.v1.HostAgentService.CreateSandbox:output_type -> hostagent.v1.CreateSandboxResponse
-	9,  // 24: hostagent.v1.HostAgentService.GetSandbox:output_type -> hostagent.v1.GetSandboxResponse
-	11, // 25: hostagent.v1.HostAgentService.ListSandboxes:output_type -> hostagent.v1.ListSandboxesResponse
-	13, // 26: hostagent.v1.HostAgentService.DestroySandbox:output_type -> hostagent.v1.DestroySandboxResponse
-	15, // 27: hostagent.v1.HostAgentService.SetSandboxDeadline:output_type -> hostagent.v1.SetSandboxDeadlineResponse
-	17, // 28: hostagent.v1.HostAgentService.GetSandboxLogs:output_type -> hostagent.v1.GetSandboxLogsResponse
-	22, // [22:29] is the sub-list for method output_type
-	15, // [15:22] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	22, // 6: hostagent.v1.Sandbox.metadata:type_name -> hostagent.v1.Sandbox.MetadataEntry
+	4,  // 7: hostagent.v1.Sandbox.network:type_name -> hostagent.v1.NetworkRules
+	25, // 8: hostagent.v1.CreateSandboxRequest.timeout:type_name -> google.protobuf.Duration
+	23, // 9: hostagent.v1.CreateSandboxRequest.env_vars:type_name -> hostagent.v1.CreateSandboxRequest.EnvVarsEntry
+	24, // 10: hostagent.v1.CreateSandboxRequest.metadata:type_name -> hostagent.v1.CreateSandboxRequest.MetadataEntry
+	4,  // 11: hostagent.v1.CreateSandboxRequest.network:type_name -> hostagent.v1.NetworkRules
+	5,  // 12: hostagent.v1.CreateSandboxRequest.limits:type_name -> hostagent.v1.NetworkLimits
+	3,  // 13: hostagent.v1.CreateSandboxResponse.sandbox:type_name -> hostagent.v1.Sandbox
+	3,  // 14: hostagent.v1.GetSandboxResponse.sandbox:type_name -> hostagent.v1.Sandbox
+	3,  // 15: hostagent.v1.ListSandboxesResponse.sandboxes:type_name -> hostagent.v1.Sandbox
+	25, // 16: hostagent.v1.SetSandboxDeadlineRequest.timeout:type_name -> google.protobuf.Duration
+	26, // 17: hostagent.v1.SetSandboxDeadlineResponse.deadline:type_name -> google.protobuf.Timestamp
+	4,  // 18: hostagent.v1.SetSandboxNetworkRequest.network:type_name -> hostagent.v1.NetworkRules
+	6,  // 19: hostagent.v1.HostAgentService.Ping:input_type -> hostagent.v1.PingRequest
+	8,  // 20: hostagent.v1.HostAgentService.CreateSandbox:input_type -> hostagent.v1.CreateSandboxRequest
+	10, // 21: hostagent.v1.HostAgentService.GetSandbox:input_type -> hostagent.v1.GetSandboxRequest
+	12, // 22: hostagent.v1.HostAgentService.ListSandboxes:input_type -> hostagent.v1.ListSandboxesRequest
+	14, // 23: hostagent.v1.HostAgentService.DestroySandbox:input_type -> hostagent.v1.DestroySandboxRequest
+	16, // 24: hostagent.v1.HostAgentService.SetSandboxDeadline:input_type -> hostagent.v1.SetSandboxDeadlineRequest
+	18, // 25: hostagent.v1.HostAgentService.SetSandboxNetwork:input_type -> hostagent.v1.SetSandboxNetworkRequest
+	20, // 26: hostagent.v1.HostAgentService.GetSandboxLogs:input_type -> hostagent.v1.GetSandboxLogsRequest
+	7,  // 27: hostagent.v1.HostAgentService.Ping:output_type -> hostagent.v1.PingResponse
+	9,  // 28: hostagent.v1.HostAgentService.CreateSandbox:output_type -> hostagent.v1.CreateSandboxResponse
+	11, // 29: hostagent.v1.HostAgentService.GetSandbox:output_type -> hostagent.v1.GetSandboxResponse
+	13, // 30: hostagent.v1.HostAgentService.ListSandboxes:output_type -> hostagent.v1.ListSandboxesResponse
+	15, // 31: hostagent.v1.HostAgentService.DestroySandbox:output_type -> hostagent.v1.DestroySandboxResponse
+	17, // 32: hostagent.v1.HostAgentService.SetSandboxDeadline:output_type -> hostagent.v1.SetSandboxDeadlineResponse
+	19, // 33: hostagent.v1.HostAgentService.SetSandboxNetwork:output_type -> hostagent.v1.SetSandboxNetworkResponse
+	21, // 34: hostagent.v1.HostAgentService.GetSandboxLogs:output_type -> hostagent.v1.GetSandboxLogsResponse
+	27, // [27:35] is the sub-list for method output_type
+	19, // [19:27] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_hostagent_v1_hostagent_proto_init() }
@@ -1286,7 +1554,7 @@ func file_hostagent_v1_hostagent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_hostagent_v1_hostagent_proto_rawDesc), len(file_hostagent_v1_hostagent_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   19,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

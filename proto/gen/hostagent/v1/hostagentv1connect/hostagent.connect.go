@@ -52,6 +52,9 @@ const (
 	// HostAgentServiceSetSandboxDeadlineProcedure is the fully-qualified name of the HostAgentService's
 	// SetSandboxDeadline RPC.
 	HostAgentServiceSetSandboxDeadlineProcedure = "/hostagent.v1.HostAgentService/SetSandboxDeadline"
+	// HostAgentServiceSetSandboxNetworkProcedure is the fully-qualified name of the HostAgentService's
+	// SetSandboxNetwork RPC.
+	HostAgentServiceSetSandboxNetworkProcedure = "/hostagent.v1.HostAgentService/SetSandboxNetwork"
 	// HostAgentServiceGetSandboxLogsProcedure is the fully-qualified name of the HostAgentService's
 	// GetSandboxLogs RPC.
 	HostAgentServiceGetSandboxLogsProcedure = "/hostagent.v1.HostAgentService/GetSandboxLogs"
@@ -70,6 +73,9 @@ type HostAgentServiceClient interface {
 	DestroySandbox(context.Context, *connect.Request[v1.DestroySandboxRequest]) (*connect.Response[v1.DestroySandboxResponse], error)
 	// SetSandboxDeadline moves the moment at which the sandbox is reaped.
 	SetSandboxDeadline(context.Context, *connect.Request[v1.SetSandboxDeadlineRequest]) (*connect.Response[v1.SetSandboxDeadlineResponse], error)
+	// SetSandboxNetwork replaces what a running sandbox may reach, for open connections too. It returns
+	// when that is in force and survives the agent.
+	SetSandboxNetwork(context.Context, *connect.Request[v1.SetSandboxNetworkRequest]) (*connect.Response[v1.SetSandboxNetworkResponse], error)
 	// GetSandboxLogs returns the last bytes of the guest's console.
 	GetSandboxLogs(context.Context, *connect.Request[v1.GetSandboxLogsRequest]) (*connect.Response[v1.GetSandboxLogsResponse], error)
 }
@@ -121,6 +127,12 @@ func NewHostAgentServiceClient(httpClient connect.HTTPClient, baseURL string, op
 			connect.WithSchema(hostAgentServiceMethods.ByName("SetSandboxDeadline")),
 			connect.WithClientOptions(opts...),
 		),
+		setSandboxNetwork: connect.NewClient[v1.SetSandboxNetworkRequest, v1.SetSandboxNetworkResponse](
+			httpClient,
+			baseURL+HostAgentServiceSetSandboxNetworkProcedure,
+			connect.WithSchema(hostAgentServiceMethods.ByName("SetSandboxNetwork")),
+			connect.WithClientOptions(opts...),
+		),
 		getSandboxLogs: connect.NewClient[v1.GetSandboxLogsRequest, v1.GetSandboxLogsResponse](
 			httpClient,
 			baseURL+HostAgentServiceGetSandboxLogsProcedure,
@@ -138,6 +150,7 @@ type hostAgentServiceClient struct {
 	listSandboxes      *connect.Client[v1.ListSandboxesRequest, v1.ListSandboxesResponse]
 	destroySandbox     *connect.Client[v1.DestroySandboxRequest, v1.DestroySandboxResponse]
 	setSandboxDeadline *connect.Client[v1.SetSandboxDeadlineRequest, v1.SetSandboxDeadlineResponse]
+	setSandboxNetwork  *connect.Client[v1.SetSandboxNetworkRequest, v1.SetSandboxNetworkResponse]
 	getSandboxLogs     *connect.Client[v1.GetSandboxLogsRequest, v1.GetSandboxLogsResponse]
 }
 
@@ -171,6 +184,11 @@ func (c *hostAgentServiceClient) SetSandboxDeadline(ctx context.Context, req *co
 	return c.setSandboxDeadline.CallUnary(ctx, req)
 }
 
+// SetSandboxNetwork calls hostagent.v1.HostAgentService.SetSandboxNetwork.
+func (c *hostAgentServiceClient) SetSandboxNetwork(ctx context.Context, req *connect.Request[v1.SetSandboxNetworkRequest]) (*connect.Response[v1.SetSandboxNetworkResponse], error) {
+	return c.setSandboxNetwork.CallUnary(ctx, req)
+}
+
 // GetSandboxLogs calls hostagent.v1.HostAgentService.GetSandboxLogs.
 func (c *hostAgentServiceClient) GetSandboxLogs(ctx context.Context, req *connect.Request[v1.GetSandboxLogsRequest]) (*connect.Response[v1.GetSandboxLogsResponse], error) {
 	return c.getSandboxLogs.CallUnary(ctx, req)
@@ -189,6 +207,9 @@ type HostAgentServiceHandler interface {
 	DestroySandbox(context.Context, *connect.Request[v1.DestroySandboxRequest]) (*connect.Response[v1.DestroySandboxResponse], error)
 	// SetSandboxDeadline moves the moment at which the sandbox is reaped.
 	SetSandboxDeadline(context.Context, *connect.Request[v1.SetSandboxDeadlineRequest]) (*connect.Response[v1.SetSandboxDeadlineResponse], error)
+	// SetSandboxNetwork replaces what a running sandbox may reach, for open connections too. It returns
+	// when that is in force and survives the agent.
+	SetSandboxNetwork(context.Context, *connect.Request[v1.SetSandboxNetworkRequest]) (*connect.Response[v1.SetSandboxNetworkResponse], error)
 	// GetSandboxLogs returns the last bytes of the guest's console.
 	GetSandboxLogs(context.Context, *connect.Request[v1.GetSandboxLogsRequest]) (*connect.Response[v1.GetSandboxLogsResponse], error)
 }
@@ -236,6 +257,12 @@ func NewHostAgentServiceHandler(svc HostAgentServiceHandler, opts ...connect.Han
 		connect.WithSchema(hostAgentServiceMethods.ByName("SetSandboxDeadline")),
 		connect.WithHandlerOptions(opts...),
 	)
+	hostAgentServiceSetSandboxNetworkHandler := connect.NewUnaryHandler(
+		HostAgentServiceSetSandboxNetworkProcedure,
+		svc.SetSandboxNetwork,
+		connect.WithSchema(hostAgentServiceMethods.ByName("SetSandboxNetwork")),
+		connect.WithHandlerOptions(opts...),
+	)
 	hostAgentServiceGetSandboxLogsHandler := connect.NewUnaryHandler(
 		HostAgentServiceGetSandboxLogsProcedure,
 		svc.GetSandboxLogs,
@@ -256,6 +283,8 @@ func NewHostAgentServiceHandler(svc HostAgentServiceHandler, opts ...connect.Han
 			hostAgentServiceDestroySandboxHandler.ServeHTTP(w, r)
 		case HostAgentServiceSetSandboxDeadlineProcedure:
 			hostAgentServiceSetSandboxDeadlineHandler.ServeHTTP(w, r)
+		case HostAgentServiceSetSandboxNetworkProcedure:
+			hostAgentServiceSetSandboxNetworkHandler.ServeHTTP(w, r)
 		case HostAgentServiceGetSandboxLogsProcedure:
 			hostAgentServiceGetSandboxLogsHandler.ServeHTTP(w, r)
 		default:
@@ -289,6 +318,10 @@ func (UnimplementedHostAgentServiceHandler) DestroySandbox(context.Context, *con
 
 func (UnimplementedHostAgentServiceHandler) SetSandboxDeadline(context.Context, *connect.Request[v1.SetSandboxDeadlineRequest]) (*connect.Response[v1.SetSandboxDeadlineResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.SetSandboxDeadline is not implemented"))
+}
+
+func (UnimplementedHostAgentServiceHandler) SetSandboxNetwork(context.Context, *connect.Request[v1.SetSandboxNetworkRequest]) (*connect.Response[v1.SetSandboxNetworkResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.SetSandboxNetwork is not implemented"))
 }
 
 func (UnimplementedHostAgentServiceHandler) GetSandboxLogs(context.Context, *connect.Request[v1.GetSandboxLogsRequest]) (*connect.Response[v1.GetSandboxLogsResponse], error) {
