@@ -1,9 +1,11 @@
 package harness
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -12,6 +14,9 @@ import (
 // Main is the TestMain of a package that starts Systems. There is one agent per host, and a census sees
 // the whole host, so such packages run one after the other however many `go test` starts at a time.
 func Main(m *testing.M) {
+	// The threads that visit Hosts end there. The main one cannot, and would stay behind, in another place
+	// than the /proc/self of the process says.
+	runtime.LockOSThread()
 	code, err := locked(m.Run)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "harness:", err)
@@ -25,8 +30,12 @@ func locked(run func() int) (code int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	// A file that is there anyway, so that no lock's own stays; not go.mod, which the go command locks.
+	// A file that is there anyway, so that no lock's own stays; not go.mod, which the go command locks. Where
+	// there is no source it is the build's directory.
 	lock, err := os.Open(filepath.Join(root, "Makefile"))
+	if errors.Is(err, os.ErrNotExist) {
+		lock, err = os.Open(root)
+	}
 	if err != nil {
 		return 0, err
 	}

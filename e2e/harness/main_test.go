@@ -1,0 +1,9 @@
+package harness_test
+
+import (
+	"testing"
+
+	"wrenn/e2e/harness"
+)
+
+func TestMain(m *testing.M) { harness.Main(m) }
