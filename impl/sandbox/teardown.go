@@ -28,11 +28,11 @@ func (m *Manager) end(s *owned) error {
 }
 
 func (m *Manager) teardown(ctx context.Context, s *owned) error {
-	err := step.RunAll(ctx, "sandbox.destroy", m.teardownSteps(s))
+	err := step.RunAll(ctx, DestroyAct, m.teardownSteps(s))
 	if err != nil {
 		return err
 	}
-	return step.RunAll(ctx, "sandbox.destroy", []step.Step{{Name: "directory", Do: func(context.Context) error { return m.removeDir(s.now.ID) }}})
+	return step.RunAll(ctx, DestroyAct, []step.Step{{Name: "directory", Do: func(context.Context) error { return m.removeDir(s.now.ID) }}})
 }
 
 // teardownSteps release each resource once, in this order: the machine before what it holds open. The
@@ -115,7 +115,7 @@ func (m *Manager) fail(s *owned, reason string) {
 	m.cfg.OnEnd(s.now.ID)
 	ctx, cancel := context.WithTimeout(context.Background(), teardownTimeout)
 	defer cancel()
-	if err := step.RunAll(ctx, "sandbox.fail", m.teardownSteps(s)); err != nil {
+	if err := step.RunAll(ctx, FailAct, m.teardownSteps(s)); err != nil {
 		m.cfg.Logger.Error("a failed sandbox still holds something; its destroy will try again", "sandbox", s.now.ID, "error", err)
 	}
 }
