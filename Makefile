@@ -19,7 +19,7 @@ export GOFLAGS := -buildvcs=false
 RUN_PACKAGES := qemu-system-x86 mmdebstrap iptables iproute2 util-linux e2fsprogs xz-utils lz4 curl ca-certificates
 TEST_PACKAGES := gcc libc6-dev git procps zstd dmsetup
 
-.PHONY: help deps deps-test generate build image run demo check lint test test-unit test-e2e vmtest bench clean
+.PHONY: help deps deps-test generate build build-fault image run demo check lint test test-unit test-e2e vmtest bench clean
 
 help: ## Show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -39,6 +39,11 @@ build: ## Build the programs into build/bin
 	@mkdir -p $(BIN)
 	@for p in $(PROGRAMS); do CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o $(BIN)/$$p ./impl/cmd/$$p; done
 	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o $(BIN)/envd ./impl/cmd/envd
+
+build-fault: build ## Build what the fault suite runs into build/fault: the agent with the hook, a VMM without VMs, the suite
+	@mkdir -p build/fault
+	@CGO_ENABLED=0 $(GO) build -tags fault -trimpath -o build/fault/wrenn-agent ./impl/cmd/wrenn-agent
+	@CGO_ENABLED=0 $(GO) build -trimpath -o build/fault/procvmm ./e2e/harness/procvmm
 
 image: ## Build kernel, initramfs and templates into build/image (seconds when nothing changed)
 	@$(GO) run ./guest/build --out $(IMAGE)

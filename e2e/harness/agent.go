@@ -17,6 +17,8 @@ import (
 type AgentConfig struct {
 	// Program is its path: what `make build` has built.
 	Program string
+	// Image is the directory of kernel and templates: what `make image` has built.
+	Image string
 	// Dir keeps its files: a new directory that goes away with the test.
 	Dir string
 	// Listen is its address on the host: 127.0.0.1:3003.
@@ -48,7 +50,10 @@ func (h *Host) LaunchAgent(cfg AgentConfig) *Agent {
 	if cfg.Program == "" {
 		cfg.Program = need.File(h.tb, "build", Build(h.tb, "bin/wrenn-agent"), "run `make build`")
 	}
-	image := filepath.Dir(filepath.Dir(filepath.Dir(need.File(h.tb, "image", Build(h.tb, "image/templates/base/rootfs.ext4"), "run `make image`"))))
+	if cfg.Image == "" {
+		need.File(h.tb, "image", Build(h.tb, "image/templates/base/rootfs.ext4"), "run `make image`")
+		cfg.Image = Build(h.tb, "image")
+	}
 	if cfg.Dir == "" {
 		cfg.Dir = Dir(h.tb)
 	}
@@ -61,12 +66,13 @@ func (h *Host) LaunchAgent(cfg AgentConfig) *Agent {
 	shareProbes(h.tb, cfg.Dir)
 	temporary := filepath.Join(cfg.Dir, "tmp")
 	require.NoError(h.tb, os.MkdirAll(temporary, 0o700))
-	args := append([]string{"--dir", cfg.Dir, "--agent-listen", cfg.Listen, "--image-dir", image}, cfg.Flags...)
+	args := append([]string{"--dir", cfg.Dir, "--agent-listen", cfg.Listen, "--image-dir", cfg.Image}, cfg.Flags...)
 	cmd := exec.Command(cfg.Program, args...)
 	cmd.Env = append(append(os.Environ(), "TMPDIR="+temporary, "WRENN_AGENT_TOKEN="+cfg.Token), cfg.Env...)
 	a := &Agent{AgentConfig: cfg, Process: h.start(h.tb, "agent on "+h.Name, cmd)}
-	h.keepsFilesIn(cfg.Dir)
-	h.tb.Cleanup(func() { fileConsoles(h.tb, cfg.Dir) })
+	if h.keepsFilesIn(cfg.Dir) {
+		h.tb.Cleanup(func() { fileConsoles(h.tb, cfg.Dir) })
+	}
 	return a
 }
 

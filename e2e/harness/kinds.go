@@ -197,11 +197,13 @@ func (h *Host) files() ([]string, error) {
 	return out, nil
 }
 
-// keepsFilesIn makes dir part of the host's census.
-func (h *Host) keepsFilesIn(dir string) {
-	if h != nil && !h.within(dir) {
-		h.dirs = append(h.dirs, dir)
+// keepsFilesIn makes dir part of the host's census and says whether it was not so far.
+func (h *Host) keepsFilesIn(dir string) bool {
+	if h == nil || h.within(dir) {
+		return false
 	}
+	h.dirs = append(h.dirs, dir)
+	return true
 }
 
 // within tells whether a path is in one of the host's directories.

@@ -21,6 +21,7 @@ type Process struct {
 	cmd  *exec.Cmd
 	log  *Buffer
 	done chan struct{}
+	mute bool
 }
 
 // outputDelay is how long a program's output is waited for once it has ended: something that it has started
@@ -102,6 +103,10 @@ func (p *Process) Done() <-chan struct{} { return p.done }
 // Log is all that it has printed.
 func (p *Process) Log() string { return p.log.String() }
 
+// Mute keeps its output from being printed when the test fails: for one of hundreds of lives, which the test
+// prints itself where they matter.
+func (p *Process) Mute() { p.mute = true }
+
 // State is how it ended; nil while it runs.
 func (p *Process) State() *os.ProcessState {
 	select {
@@ -125,7 +130,7 @@ func (p *Process) cleanup() {
 			assert.Fail(p.tb, p.Name+" had to be killed at the end of the test")
 		}
 	}
-	if p.tb.Failed() {
+	if p.tb.Failed() && !p.mute {
 		Artifact(p.tb, p.Name+".log", []byte(p.Log()))
 	}
 }

@@ -52,6 +52,12 @@ func DestroySteps() []string {
 	return append(step.Names(m.teardownSteps(emptyOwned())), "directory")
 }
 
+// FailSteps names the steps by which a sandbox whose machine has ended gives back what it holds.
+func FailSteps() []string {
+	var m Manager
+	return step.Names(m.teardownSteps(emptyOwned()))
+}
+
 // intendEnd makes it durable that the sandbox is being destroyed, so that a crash from here on does
 // not bring it back.
 func (m *Manager) intendEnd(s *owned) error {
