@@ -158,15 +158,6 @@ func (r *rig) finish(p point, id string) {
 	assert.NoError(r.t, r.tryDestroy(id), "a destroy that failed cannot be repeated")
 }
 
-// answers asserts that the daemon of a sandbox is reached.
-func (r *rig) answers(box agentclient.Sandbox) {
-	r.t.Helper()
-	tr := &traffic{}
-	conns := r.transport()
-	defer conns.CloseIdleConnections()
-	assert.NoError(r.t, tr.exchange(conns, "http://"+address(box)+"/health"), "sandbox %s on slot %d", box.ID, box.Slot)
-}
-
 // recover makes the host usable for the next row after one that failed, as far as it can.
 func (r *rig) recover(t *testing.T) {
 	r.arm()

@@ -1,9 +1,11 @@
 package harness
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -103,6 +105,12 @@ func (p *Process) Done() <-chan struct{} { return p.done }
 // Log is all that it has printed.
 func (p *Process) Log() string { return p.log.String() }
 
+// Stopped says whether it is stopped by a signal.
+func (p *Process) Stopped() bool {
+	status, err := lines(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	return err == nil && slices.Contains(status, "State:\tT (stopped)")
+}
+
 // Mute keeps its output from being printed when the test fails: for one of hundreds of lives, which the test
 // prints itself where they matter.
 func (p *Process) Mute() { p.mute = true }
@@ -121,6 +129,7 @@ func (p *Process) cleanup() {
 	select {
 	case <-p.done:
 	default:
+		_ = p.cmd.Process.Signal(syscall.SIGCONT) // a test may have stopped it
 		_ = p.cmd.Process.Signal(os.Interrupt)
 		select {
 		case <-p.done:
