@@ -153,7 +153,7 @@ func (l *load) verify(round int) {
 			alive = append(alive, id)
 		}
 		require.Empty(t, leftovers(l.r.empty, l.r.host.Take(), living), "left on the host")
-	}, 10*time.Second, 20*time.Millisecond, "round %d", round)
+	}, patience, 20*time.Millisecond, "round %d", round)
 	living, err := l.r.living()
 	require.NoError(t, err)
 	require.Contains(t, living, l.r.neighbour.ID)

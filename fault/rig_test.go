@@ -22,8 +22,12 @@ import (
 	"wrenn/impl/step"
 )
 
-// callLimit bounds one call of the agent, a create with a cold boot by emulation included.
-const callLimit = time.Minute
+const (
+	// callLimit bounds one call of the agent, a create with a cold boot by emulation included.
+	callLimit = 3 * time.Minute
+	// patience bounds each wait for what takes milliseconds on an idle machine; an emulated one is slow.
+	patience = 30 * time.Second
+)
 
 // rig is a host with an agent that can be killed, and a neighbour that must not notice.
 type rig struct {
@@ -222,7 +226,7 @@ func (r *rig) clean(ids ...string) {
 		}
 		require.ElementsMatch(t, ids, got, "the agent's sandboxes")
 		assert.Empty(t, leftovers(r.empty, r.host.Take(), living), "left on the host")
-	}, 10*time.Second, 20*time.Millisecond, "%s", r.agent.Name)
+	}, patience, 20*time.Millisecond, "%s", r.agent.Name)
 }
 
 // address is where the host reaches the daemon of a sandbox.

@@ -42,7 +42,7 @@ func TestF02_RandomKillsOfStartsAndStops(t *testing.T) {
 			living, err := r.living()
 			require.NoError(t, err)
 			assert.Empty(t, leftovers(r.empty, r.host.Take(), living))
-		}, 10*time.Second, 20*time.Millisecond, "round %d of seed %d", round, seed)
+		}, patience, 20*time.Millisecond, "round %d of seed %d", round, seed)
 		living, err := r.living()
 		require.NoError(t, err)
 		for id := range living {

@@ -41,7 +41,7 @@ func (r *rig) twice(p, q point) {
 	_ = r.tryStart() // it may be killed before it serves, or after
 	select {
 	case <-r.agent.Done():
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		require.Fail(r.t, "the restart is not killed", "%v", r.trace())
 	}
 	r.fired(q)
@@ -104,7 +104,7 @@ func TestF03_AStoppedAgentGoesOn(t *testing.T) {
 	require.EventuallyWithT(t, func(t *assert.CollectT) {
 		assert.Contains(t, r.trace(), p.where()+" stop")
 		assert.True(t, r.agent.Stopped())
-	}, 10*time.Second, 5*time.Millisecond)
+	}, patience, 5*time.Millisecond)
 	before := r.traffic.count()
 	time.Sleep(300 * time.Millisecond) // the time in which nothing may come of the create
 	require.Empty(t, done)

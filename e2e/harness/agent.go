@@ -66,7 +66,7 @@ func (h *Host) LaunchAgent(cfg AgentConfig) *Agent {
 	shareProbes(h.tb, cfg.Dir)
 	temporary := filepath.Join(cfg.Dir, "tmp")
 	require.NoError(h.tb, os.MkdirAll(temporary, 0o700))
-	args := append([]string{"--dir", cfg.Dir, "--agent-listen", cfg.Listen, "--image-dir", cfg.Image}, cfg.Flags...)
+	args := append([]string{"--dir", cfg.Dir, "--agent-listen", cfg.Listen, "--image-dir", cfg.Image, "--boot-timeout", bootTimeout}, cfg.Flags...)
 	cmd := exec.Command(cfg.Program, args...)
 	cmd.Env = append(append(os.Environ(), "TMPDIR="+temporary, "WRENN_AGENT_TOKEN="+cfg.Token), cfg.Env...)
 	a := &Agent{AgentConfig: cfg, Process: h.start(h.tb, "agent on "+h.Name, cmd)}

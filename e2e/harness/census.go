@@ -41,17 +41,18 @@ func (h *Host) Take() Census {
 	return c
 }
 
-// settle is how long the kernel and programs may need to finish a removal.
-const settle = 10 * time.Second
+// settle is how long the kernel and programs may need to finish a removal, ten times over for emulated
+// machines.
+const settle = 30 * time.Second
 
-// Same asserts that nothing was added to the machine or taken from it since c, within a few seconds.
+// Same asserts that nothing was added to the machine or taken from it since c, once removals have settled.
 func (c Census) Same(tb testing.TB) {
 	tb.Helper()
 	var machine *Host
 	machine.same(tb, c)
 }
 
-// Same asserts that nothing was added to the host or taken from it since before, within a few seconds.
+// Same asserts that nothing was added to the host or taken from it since before, once removals have settled.
 func (h *Host) Same(before Census) {
 	h.tb.Helper()
 	h.same(h.tb, before)

@@ -21,14 +21,14 @@ import (
 )
 
 // Patience bounds each wait for something that takes seconds at most on an idle machine: a cold boot by
-// emulation, a start with a probe of every VMM, a stop that ends several sandboxes.
-const Patience = 2 * time.Minute
+// emulation, a start with a probe of every VMM, a stop that ends several sandboxes. In a machine that is
+// itself emulated, with guests nested in it, each takes ten times as long.
+const Patience = 5 * time.Minute
 
-// BuildEnv names the environment variable with the directory of what `make build image` made, for a test
-// program that runs where there is no source. Without it that is build/ beside go.mod.
-const BuildEnv = "WRENN_BUILD"
+// bootTimeout is the most that an agent allows for a create, for the same reason.
+const bootTimeout = "3m"
 
-// Root is the directory of go.mod, or with BuildEnv that of the build.
+// Root is the directory of go.mod.
 func Root(tb testing.TB) string {
 	tb.Helper()
 	dir, err := moduleRoot()
@@ -36,19 +36,13 @@ func Root(tb testing.TB) string {
 	return dir
 }
 
-// Build is a path below the directory of what was built.
+// Build is a path below build/, where `make` puts programs and images.
 func Build(tb testing.TB, path string) string {
 	tb.Helper()
-	if dir := os.Getenv(BuildEnv); dir != "" {
-		return filepath.Join(dir, path)
-	}
 	return filepath.Join(Root(tb), "build", path)
 }
 
 func moduleRoot() (string, error) {
-	if dir := os.Getenv(BuildEnv); dir != "" {
-		return dir, nil
-	}
 	dir, err := os.Getwd()
 	if err != nil {
 		return "", err
@@ -143,7 +137,7 @@ func launch(tb testing.TB, h *Host, dir string, flags ...string) *System {
 	bin := need.File(tb, "build", Build(tb, "bin/wrenn"), "run `make build`")
 	need.File(tb, "image", Build(tb, "image/templates/base/rootfs.ext4"), "run `make image`")
 	shareProbes(tb, filepath.Join(dir, "agent"))
-	args := append([]string{"up", "--dir", dir, "--verbose", "--api-listen", "127.0.0.1:0", "--sandbox-listen", "127.0.0.1:0", "--agent-listen", "127.0.0.1:0"}, flags...)
+	args := append([]string{"up", "--dir", dir, "--verbose", "--api-listen", "127.0.0.1:0", "--sandbox-listen", "127.0.0.1:0", "--agent-listen", "127.0.0.1:0", "--boot-timeout", bootTimeout}, flags...)
 	if vmm := os.Getenv("WRENN_E2E_VMM"); vmm != "" {
 		args = append(args, "--vmm", vmm)
 	}

@@ -80,6 +80,14 @@ func TestConnectionsAreMadeOnTheHost(t *testing.T) {
 	}
 }
 
+// TestMain lets the process that is to be killed run beside its parent, which holds the suites' lock.
+func TestMain(m *testing.M) {
+	if os.Getenv(killedEnv) != "" {
+		os.Exit(m.Run())
+	}
+	harness.Main(m)
+}
+
 // killedEnv makes TestAKilledTestLeavesNothing the one that is killed.
 const killedEnv = "WRENN_HARNESS_KILLED"
 
@@ -94,8 +102,7 @@ func TestAKilledTestLeavesNothing(t *testing.T) {
 	}
 	mark := filepath.Join(harness.Dir(t), "sleeper")
 	cmd := exec.Command(os.Args[0], "-test.run", "^TestAKilledTestLeavesNothing$")
-	// Not the lock of the suites, which this process holds.
-	cmd.Env = append(os.Environ(), killedEnv+"="+mark, harness.BuildEnv+"="+t.TempDir())
+	cmd.Env = append(os.Environ(), killedEnv+"="+mark)
 	require.NoError(t, cmd.Start())
 	running := func() bool {
 		for _, p := range harness.Take(t)["processes"] {

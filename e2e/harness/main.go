@@ -1,7 +1,6 @@
 package harness
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -30,12 +29,8 @@ func locked(run func() int) (code int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	// A file that is there anyway, so that no lock's own stays; not go.mod, which the go command locks. Where
-	// there is no source it is the build's directory.
+	// A file that is there anyway, so that no lock's own stays; not go.mod, which the go command locks.
 	lock, err := os.Open(filepath.Join(root, "Makefile"))
-	if errors.Is(err, os.ErrNotExist) {
-		lock, err = os.Open(root)
-	}
 	if err != nil {
 		return 0, err
 	}

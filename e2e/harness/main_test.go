@@ -1,9 +1,0 @@
-package harness_test
-
-import (
-	"testing"
-
-	"wrenn/e2e/harness"
-)
-
-func TestMain(m *testing.M) { harness.Main(m) }
