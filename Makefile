@@ -19,7 +19,7 @@ export GOFLAGS := -buildvcs=false
 RUN_PACKAGES := qemu-system-x86 mmdebstrap iptables iproute2 util-linux e2fsprogs xz-utils lz4 curl ca-certificates
 TEST_PACKAGES := gcc libc6-dev git procps zstd dmsetup
 
-.PHONY: help deps deps-test generate build build-fault image run demo check lint test test-unit test-e2e vmtest bench clean
+.PHONY: help deps deps-test generate build build-fault image run demo check lint test test-unit test-e2e test-fault vmtest bench clean
 
 help: ## Show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -40,7 +40,7 @@ build: ## Build the programs into build/bin
 	@for p in $(PROGRAMS); do CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o $(BIN)/$$p ./impl/cmd/$$p; done
 	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o $(BIN)/envd ./impl/cmd/envd
 
-build-fault: build ## Build what the fault suite runs into build/fault: the agent with the hook, a VMM without VMs, the suite
+build-fault: build ## Build what the fault suite runs into build/fault: the agent with the hook, and a VMM without VMs
 	@mkdir -p build/fault
 	@CGO_ENABLED=0 $(GO) build -tags fault -trimpath -o build/fault/wrenn-agent ./impl/cmd/wrenn-agent
 	@CGO_ENABLED=0 $(GO) build -trimpath -o build/fault/procvmm ./e2e/harness/procvmm
@@ -57,6 +57,7 @@ demo: deps build image ## Make a sandbox, show what it does and what each part c
 check: deps-test lint ## Formatting, vet, linters, architecture, generated code
 	@test -z "$$(gofmt -l $$(git ls-files "*.go") | tee /dev/stderr)" || { echo "run gofmt -w on the files above" >&2; exit 1; }
 	$(GO) vet ./...
+	$(GO) vet -tags fault ./fault ./impl/step
 	$(GO) test ./impl -run .
 	@$(GO) run ./proto/check
 
@@ -79,6 +80,12 @@ vmtest: deps-test build image ## Test the VM runner itself, and the packages tha
 	$(GO) build -o $(BIN)/vmexec ./vagrant/vmexec
 	$(GO) test -timeout 15m ./vagrant/...
 	$(GO) test -count=1 -timeout 6m -exec $(CURDIR)/$(BIN)/vmexec $(VM_PACKAGES)
+
+# Hosts are made of namespaces, so this changes nothing on the machine. WRENN_FAULT_ROUNDS and WRENN_FAULT_SEED are
+# those of the random kills; FAULT_FLAGS=-short leaves most rows and the VMs out.
+FAULT_FLAGS ?=
+test-fault: deps-test build-fault image ## Kill the agent at every step and look at what is left (as root, 5 minutes)
+	WRENN_ARTIFACTS=$(CURDIR)/build/e2e/artifacts $(GO) test -tags fault -count=1 -timeout 20m -v $(FAULT_FLAGS) ./fault
 
 bench: build image ## Benchmarks (as root)
 	$(GO) test -run '^$$' -bench . -p 1 ./impl/... ./bench/...
