@@ -121,6 +121,17 @@ func (r *rig) end() {
 	r.agent.Stop()
 	r.host.Same(r.bare)
 	assert.Equal(r.t, r.tables, tables(r.host), "iptables are not what they were, byte for byte")
+	var kept []string
+	for _, name := range []string{"*", "*/*"} {
+		found, err := filepath.Glob(filepath.Join(r.cfg.Dir, name))
+		require.NoError(r.t, err)
+		for _, path := range found {
+			if path = strings.TrimPrefix(path, r.cfg.Dir+"/"); !strings.HasPrefix(path, "probes/") {
+				kept = append(kept, path)
+			}
+		}
+	}
+	assert.Equal(r.t, []string{"probes", "sandboxes", "tmp"}, kept, "the agent's directory has more in it")
 }
 
 // at is the rig as a subtest uses it.

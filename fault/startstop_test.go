@@ -49,9 +49,7 @@ func TestF02_RandomKillsOfStartsAndStops(t *testing.T) {
 			require.NoError(t, r.tryDestroy(id))
 		}
 	}
-	r.agent.Stop()
-	r.host.Same(r.bare)
-	assert.Equal(t, r.tables, tables(r.host), "iptables are not what they were, byte for byte")
+	r.end()
 }
 
 // killWithin kills the agent after a random time, if it has not ended by then.
