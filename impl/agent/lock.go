@@ -103,6 +103,9 @@ func succeed(ctx context.Context, dir string) error {
 			return err
 		}
 	}
+	if err := atomicfile.RemoveUnfinished(recordPath); err != nil {
+		return fmt.Errorf("agent: %w", err)
+	}
 	if data, err = json.Marshal(mine); err != nil {
 		return fmt.Errorf("agent: encode the host's record: %w", err)
 	}
