@@ -63,6 +63,7 @@ check: deps-test lint ## Formatting, vet, linters, architecture, generated code
 
 lint:
 	$(GO) tool golangci-lint run ./...
+	$(GO) tool golangci-lint run --build-tags fault ./fault ./impl/step
 
 test: deps-test build image test-unit test-e2e ## All tests (as root)
 

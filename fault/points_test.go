@@ -82,9 +82,7 @@ func matrix() []point {
 			if i == 0 {
 				all = append(all, point{a.name, name, "before", "kill"})
 			}
-			for _, p := range []point{{a.name, name, "after", "kill"}, {a.name, name, "before", "error"}, {a.name, name, "after", "error"}} {
-				all = append(all, p)
-			}
+			all = append(all, point{a.name, name, "after", "kill"}, point{a.name, name, "before", "error"}, point{a.name, name, "after", "error"})
 		}
 	}
 	return all

@@ -47,14 +47,14 @@ func TestF02_RandomKillsOverARunningWorkload(t *testing.T) {
 	t.Logf("%s=%d %s=%d", seedEnv, seed, roundsEnv, rounds)
 	r := newRig(t, "random")
 	defer r.end()
-	rng := rand.New(rand.NewPCG(uint64(seed), 0)) //nolint:gosec // not a secret
+	rng := rand.New(rand.NewPCG(uint64(seed), 0))
 	var total load
 	for round := range rounds {
 		l := &load{r: r, client: r.client, boxes: map[string]fate{}}
 		ctx, stop := context.WithCancel(t.Context())
 		var working sync.WaitGroup
 		for i := range workers {
-			random := rand.New(rand.NewPCG(uint64(seed), uint64(1+round*workers+i))) //nolint:gosec // not a secret
+			random := rand.New(rand.NewPCG(uint64(seed), uint64(1+round*workers+i)))
 			working.Go(func() { l.work(ctx, random, fmt.Sprintf("r%dw%d", round, i)) })
 		}
 		time.Sleep(time.Duration(rng.Int64N(int64(lifetime))))

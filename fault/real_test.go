@@ -15,6 +15,7 @@ import (
 // QEMU's emulation, which takes seconds for each.
 func TestF01_ASampleOnARealVMM(t *testing.T) {
 	need.Short(t, "it boots ten guests by emulation")
+	t.Parallel() // on a host of its own
 	need.Program(t, "qemu-system-x86_64")
 	qemu := need.File(t, "build", harness.Build(t, "bin/firecracker-qemu"), "run `make build`")
 	r := newRigWith(t, "qemu", harness.AgentConfig{Flags: []string{"--vmm", "qemu-tcg", "--firecracker-qemu", qemu}})

@@ -27,7 +27,7 @@ func TestF02_RandomKillsOfStartsAndStops(t *testing.T) {
 	r := newRig(t, "startstop")
 	r.traffic.stop(t)
 	require.NoError(t, r.tryDestroy(r.neighbour.ID))
-	rng := rand.New(rand.NewPCG(uint64(seed), 1)) //nolint:gosec // not a secret
+	rng := rand.New(rand.NewPCG(uint64(seed), 1))
 	for round := range rounds {
 		for range 2 {
 			r.create()

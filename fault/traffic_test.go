@@ -49,7 +49,7 @@ func (r *rig) talkTo(box agentclient.Sandbox) *traffic {
 	require.NoError(r.t, err)
 	go func() {
 		defer close(tr.ended)
-		defer conn.Close() //nolint:errcheck // it has served
+		defer conn.Close()
 		tick := time.NewTicker(talkEvery)
 		defer tick.Stop()
 		for reader := bufio.NewReader(conn); ; {
@@ -127,7 +127,7 @@ func (r *rig) answers(box agentclient.Sandbox) {
 	r.t.Helper()
 	conn, err := r.host.DialContext(r.t.Context(), "tcp", address(box))
 	require.NoError(r.t, err, "sandbox %s on slot %d", box.ID, box.Slot)
-	defer conn.Close() //nolint:errcheck // it has served
+	defer conn.Close()
 	assert.NoError(r.t, exchange(conn, bufio.NewReader(conn)), "sandbox %s on slot %d", box.ID, box.Slot)
 }
 

@@ -120,3 +120,17 @@ func TestAKilledTestLeavesNothing(t *testing.T) {
 	_ = cmd.Wait() // it says that it was killed
 	require.Eventually(t, func() bool { return !running() }, 10*time.Second, 10*time.Millisecond, "the sleeper outlives its host")
 }
+
+func TestArtifactsAreFiledUnderTheTestsName(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv(harness.ArtifactsEnv, dir)
+	t.Run("a part", func(t *testing.T) {
+		harness.Artifact(t, "agent.log", []byte("first"))
+		harness.Artifact(t, "agent.log", []byte("second"))
+	})
+	for name, content := range map[string]string{"agent.log": "first", "2-agent.log": "second"} {
+		got, err := os.ReadFile(filepath.Join(dir, "TestArtifactsAreFiledUnderTheTestsName_a_part", name))
+		require.NoError(t, err)
+		assert.Equal(t, content, string(got))
+	}
+}
