@@ -63,7 +63,7 @@ func (h *Host) LaunchAgent(cfg AgentConfig) *Agent {
 	if cfg.Token == "" {
 		cfg.Token = "token-of-" + h.Name
 	}
-	shareProbes(h.tb, cfg.Dir)
+	knowProbes(h.tb, cfg.Dir)
 	temporary := filepath.Join(cfg.Dir, "tmp")
 	require.NoError(h.tb, os.MkdirAll(temporary, 0o700))
 	args := append([]string{"--dir", cfg.Dir, "--agent-listen", cfg.Listen, "--image-dir", cfg.Image, "--boot-timeout", bootTimeout}, cfg.Flags...)
@@ -92,5 +92,6 @@ func (a *Agent) AwaitReady() error {
 			return errors.New("the agent does not serve")
 		}
 	}
+	keepProbes(a.tb, a.Dir)
 	return nil
 }

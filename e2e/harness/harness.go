@@ -78,20 +78,6 @@ func Dir(tb testing.TB) string {
 	return dir
 }
 
-// probes keeps the verdicts of the first probe of the VMMs for the later starts of this test binary.
-var probes = sync.OnceValues(func() (string, error) { return os.MkdirTemp("", "wrenn-e2e-probes-") })
-
-// shareProbes makes an agent that keeps its files in dir look for earlier verdicts.
-func shareProbes(tb testing.TB, dir string) {
-	tb.Helper()
-	cache, err := probes()
-	require.NoError(tb, err)
-	require.NoError(tb, os.MkdirAll(dir, 0o700))
-	link := filepath.Join(dir, "probes")
-	require.NoError(tb, os.RemoveAll(link))
-	require.NoError(tb, os.Symlink(cache, link))
-}
-
 // Start starts `wrenn up` in dir with further flags, on free ports, and waits until it serves. Its log is
 // printed when the test fails. The test ends it by Stop or Kill; what is left at its end is killed.
 func Start(tb testing.TB, dir string, flags ...string) *System {
@@ -118,6 +104,7 @@ func startSystem(tb testing.TB, h *Host, dir string, flags ...string) *System {
 		}
 		require.True(tb, time.Now().Before(deadline), "wrenn up does not serve after %v:\n%s", Patience, s.Log())
 	}
+	keepProbes(tb, filepath.Join(dir, "agent"))
 	s.connect()
 	return s
 }
@@ -136,7 +123,7 @@ func launch(tb testing.TB, h *Host, dir string, flags ...string) *System {
 	tb.Helper()
 	bin := need.File(tb, "build", Build(tb, "bin/wrenn"), "run `make build`")
 	need.File(tb, "image", Build(tb, "image/templates/base/rootfs.ext4"), "run `make image`")
-	shareProbes(tb, filepath.Join(dir, "agent"))
+	knowProbes(tb, filepath.Join(dir, "agent"))
 	args := append([]string{"up", "--dir", dir, "--verbose", "--api-listen", "127.0.0.1:0", "--sandbox-listen", "127.0.0.1:0", "--agent-listen", "127.0.0.1:0", "--boot-timeout", bootTimeout}, flags...)
 	if vmm := os.Getenv("WRENN_E2E_VMM"); vmm != "" {
 		args = append(args, "--vmm", vmm)
