@@ -27,7 +27,7 @@ RUN ?=
 NATIVE ?=
 export KEEP ?=
 
-.PHONY: help deps deps-test deps-vm generate build image sdk run demo check lint test test-unit vmtest box e2e e2e-native e2e-shell e2e-down bench clean
+.PHONY: help deps deps-test deps-vm generate build build-fault image sdk run demo check lint test test-unit vmtest box e2e e2e-native test-fault e2e-shell e2e-down bench clean
 
 help: ## Show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -51,6 +51,11 @@ build: ## Build the programs into build/bin
 	@for p in $(PROGRAMS); do CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o $(BIN)/$$p ./impl/cmd/$$p; done
 	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o $(BIN)/envd ./impl/cmd/envd
 
+build-fault: build ## Build what the fault suite runs into build/fault: the agent with the hook, and a VMM without VMs
+	@mkdir -p build/fault
+	@CGO_ENABLED=0 $(GO) build -tags fault -trimpath -o build/fault/wrenn-agent ./impl/cmd/wrenn-agent
+	@CGO_ENABLED=0 $(GO) build -trimpath -o build/fault/procvmm ./e2e/harness/procvmm
+
 image: ## Build kernel, initramfs and templates into build/image (seconds when nothing changed)
 	@$(GO) run ./guest/build --out $(IMAGE)
 
@@ -71,11 +76,13 @@ demo: deps build image ## Make a sandbox, show what it does and what each part c
 check: deps-test lint ## Formatting, vet, linters, architecture, generated code
 	@test -z "$$(gofmt -l $$(git ls-files "*.go") | tee /dev/stderr)" || { echo "run gofmt -w on the files above" >&2; exit 1; }
 	$(GO) vet ./...
+	$(GO) vet -tags fault ./fault ./impl/step
 	$(GO) test ./impl -run .
 	@$(GO) run ./proto/check
 
 lint:
 	$(GO) tool golangci-lint run ./...
+	$(GO) tool golangci-lint run --build-tags fault ./fault ./impl/step
 
 test: deps-test build image sdk test-unit e2e-native vmtest ## All tests that need no Vagrant (as root)
 
@@ -118,6 +125,12 @@ e2e-shell: deps-vm build image sdk ## A shell in the Vagrant machine, which stay
 e2e-down: ## Take the Vagrant machine down
 	@$(GO) build -o $(BIN)/vm ./vagrant/vm
 	@exec $(BIN)/vm down
+
+# Hosts are made of namespaces, so this changes nothing on the machine. WRENN_FAULT_ROUNDS and WRENN_FAULT_SEED are
+# those of the random kills; FAULT_FLAGS=-short leaves most rows and the VMs out.
+FAULT_FLAGS ?=
+test-fault: deps-test build-fault image ## Kill the agent at every step and look at what is left (as root, 5 minutes)
+	WRENN_ARTIFACTS=$(CURDIR)/build/e2e/artifacts $(GO) test -tags fault -count=1 -timeout 20m -v $(FAULT_FLAGS) ./fault
 
 bench: build image ## Benchmarks (as root)
 	$(GO) test -run '^$$' -bench . -p 1 ./impl/... ./bench/...

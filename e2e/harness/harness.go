@@ -1,31 +1,23 @@
-// Package harness starts Wrenn as real processes for the end-to-end suites, waits on conditions with
-// deadlines, and counts what exists on the host before and after.
+// Package harness starts Wrenn as real processes for the end-to-end suites, on this machine or on Hosts that
+// are made of namespaces, waits on conditions with deadlines, and counts what exists before and after.
 package harness
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"wrenn/impl/apiclient"
-	"wrenn/impl/envdclient"
 	"wrenn/impl/need"
-	"wrenn/impl/transport"
 )
 
 // Patience bounds each wait for something that takes seconds at most on an idle machine: a cold boot by
@@ -36,15 +28,18 @@ const Patience = 5 * time.Minute
 // bootTimeout is the most that an agent allows for a create, for the same reason.
 const bootTimeout = "3m"
 
-// envdPort is where the daemon in a guest answers.
-const envdPort = 49983
-
 // Root is the directory of go.mod.
 func Root(tb testing.TB) string {
 	tb.Helper()
 	dir, err := moduleRoot()
 	require.NoError(tb, err)
 	return dir
+}
+
+// Build is a path below build/, where `make` puts programs and images.
+func Build(tb testing.TB, path string) string {
+	tb.Helper()
+	return filepath.Join(Root(tb), "build", path)
 }
 
 func moduleRoot() (string, error) {
@@ -66,19 +61,11 @@ func moduleRoot() (string, error) {
 
 // System is a control plane and an agent in one process, `wrenn up`.
 type System struct {
-	APIURL     string `json:"apiUrl"`
-	SandboxURL string `json:"sandboxUrl"`
-	APIKey     string `json:"apiKey"`
+	API
 	// Dir is its data directory.
 	Dir string
-	// Client calls its API.
-	Client *apiclient.Client
 
-	tb   testing.TB
-	cmd  *exec.Cmd
-	log  *Buffer
-	done chan struct{}
-	rpc  *http.Transport
+	process *Process
 }
 
 // Dir returns a new directory for a System's data, which several starts may share one after the other.
@@ -91,26 +78,34 @@ func Dir(tb testing.TB) string {
 	return dir
 }
 
-// probes keeps the verdicts of the first probe of the VMMs for the later starts of this test binary.
-var probes = sync.OnceValues(func() (string, error) { return os.MkdirTemp("", "wrenn-e2e-probes-") })
-
 // Start starts `wrenn up` in dir with further flags, on free ports, and waits until it serves. Its log is
 // printed when the test fails. The test ends it by Stop or Kill; what is left at its end is killed.
 func Start(tb testing.TB, dir string, flags ...string) *System {
 	tb.Helper()
+	return startSystem(tb, nil, dir, flags...)
+}
+
+// Start is the function Start on a host.
+func (h *Host) Start(dir string, flags ...string) *System {
+	h.tb.Helper()
+	return startSystem(h.tb, h, dir, flags...)
+}
+
+func startSystem(tb testing.TB, h *Host, dir string, flags ...string) *System {
+	tb.Helper()
 	need.Root(tb)
-	s := launch(tb, dir, flags...)
+	s := launch(tb, h, dir, flags...)
 	deadline := time.Now().Add(Patience)
 	for !s.up() {
 		select {
-		case <-s.done:
-			require.FailNow(tb, "wrenn up ended at its start", "%s", s.log)
+		case <-s.process.Done():
+			require.FailNow(tb, "wrenn up ended at its start", "%s", s.Log())
 		case <-time.After(20 * time.Millisecond):
 		}
-		require.True(tb, time.Now().Before(deadline), "wrenn up does not serve after %v:\n%s", Patience, s.log)
+		require.True(tb, time.Now().Before(deadline), "wrenn up does not serve after %v:\n%s", Patience, s.Log())
 	}
-	s.rpc = transport.NewRPCTransport()
-	s.Client = apiclient.New(s.APIURL, s.APIKey, s.rpc)
+	keepProbes(tb, filepath.Join(dir, "agent"))
+	s.connect()
 	return s
 }
 
@@ -118,43 +113,28 @@ func Start(tb testing.TB, dir string, flags ...string) *System {
 func StartFails(tb testing.TB, dir string, flags ...string) string {
 	tb.Helper()
 	need.Root(tb)
-	s := launch(tb, dir, flags...)
-	select {
-	case <-s.done:
-	case <-time.After(Patience):
-		require.FailNow(tb, "wrenn up does not end", "%s", s.log)
-	}
-	require.False(tb, s.cmd.ProcessState.Success(), "wrenn up did not refuse:\n%s", s.log)
-	return s.log.String()
+	s := launch(tb, nil, dir, flags...)
+	s.process.Await()
+	require.False(tb, s.process.State().Success(), "wrenn up did not refuse:\n%s", s.Log())
+	return s.Log()
 }
 
-func launch(tb testing.TB, dir string, flags ...string) *System {
+func launch(tb testing.TB, h *Host, dir string, flags ...string) *System {
 	tb.Helper()
-	root := Root(tb)
-	bin := need.File(tb, "build", filepath.Join(root, "build/bin/wrenn"), "run `make build`")
-	need.File(tb, "image", filepath.Join(root, "build/image/templates/base/rootfs.ext4"), "run `make image`")
-	cache, err := probes()
-	require.NoError(tb, err)
-	require.NoError(tb, os.MkdirAll(filepath.Join(dir, "agent"), 0o700))
-	link := filepath.Join(dir, "agent", "probes")
-	require.NoError(tb, os.RemoveAll(link))
-	require.NoError(tb, os.Symlink(cache, link))
-
+	bin := need.File(tb, "build", Build(tb, "bin/wrenn"), "run `make build`")
+	need.File(tb, "image", Build(tb, "image/templates/base/rootfs.ext4"), "run `make image`")
+	knowProbes(tb, filepath.Join(dir, "agent"))
 	args := append([]string{"up", "--dir", dir, "--verbose", "--api-listen", "127.0.0.1:0", "--sandbox-listen", "127.0.0.1:0", "--agent-listen", "127.0.0.1:0", "--boot-timeout", bootTimeout}, flags...)
 	if vmm := os.Getenv("WRENN_E2E_VMM"); vmm != "" {
 		args = append(args, "--vmm", vmm)
 	}
-	s := &System{Dir: dir, tb: tb, log: &Buffer{}, done: make(chan struct{})}
-	s.cmd = exec.Command(bin, args...)
-	s.cmd.Stdout, s.cmd.Stderr = s.log, s.log
+	s := &System{API: API{tb: tb, host: h}, Dir: dir}
+	cmd := exec.Command(bin, args...)
 	require.NoError(tb, os.MkdirAll(s.temporary(), 0o700))
-	s.cmd.Env = append(os.Environ(), "TMPDIR="+s.temporary())
-	require.NoError(tb, s.cmd.Start())
-	go func() {
-		_ = s.cmd.Wait() // how it ended is in ProcessState
-		close(s.done)
-	}()
-	tb.Cleanup(s.cleanup)
+	cmd.Env = append(os.Environ(), "TMPDIR="+s.temporary())
+	s.process = h.start(tb, "wrenn up", cmd)
+	h.keepsFilesIn(dir)
+	tb.Cleanup(func() { fileConsoles(tb, filepath.Join(dir, "agent")) }) // before the end takes them away
 	return s
 }
 
@@ -165,125 +145,40 @@ func (s *System) up() bool {
 		return false
 	}
 	// The file of an earlier start in the same directory may still be there.
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	rt := transport.NewRPCTransport()
-	defer rt.CloseIdleConnections()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.APIURL+"/health", nil)
-	if err != nil {
-		return false
-	}
-	resp, err := rt.RoundTrip(req)
-	return err == nil && resp.Body.Close() == nil && strings.Contains(s.log.String(), s.APIURL)
+	return s.healthy() && strings.Contains(s.Log(), s.APIURL)
 }
 
 // Stop ends it as Ctrl-C does and waits; it must end in an orderly way.
 func (s *System) Stop() {
 	s.tb.Helper()
-	require.NoError(s.tb, s.cmd.Process.Signal(os.Interrupt))
-	select {
-	case <-s.done:
-	case <-time.After(Patience):
-		require.FailNow(s.tb, "wrenn up does not end", "%s", s.log)
-	}
-	require.True(s.tb, s.cmd.ProcessState.Success(), "wrenn up: %v\n%s", s.cmd.ProcessState, s.log)
+	s.process.Stop()
 	assert.Empty(s.tb, entries(s.tb, s.temporary()), "temporary files stayed")
 }
 
 // Kill ends it by SIGKILL, which it cannot notice.
 func (s *System) Kill() {
 	s.tb.Helper()
-	require.NoError(s.tb, s.cmd.Process.Signal(syscall.SIGKILL))
-	<-s.done
+	s.process.Kill()
 }
 
 // temporary is where it makes its temporary files.
 func (s *System) temporary() string { return filepath.Join(s.Dir, "tmp") }
 
 // Log is all that it has logged.
-func (s *System) Log() string { return s.log.String() }
+func (s *System) Log() string { return s.process.Log() }
 
-func (s *System) cleanup() {
-	if s.rpc != nil {
-		s.rpc.CloseIdleConnections()
+// fileConsoles keeps what guests have printed, when the test has failed.
+func fileConsoles(tb testing.TB, dir string) {
+	if !tb.Failed() {
+		return
 	}
-	select {
-	case <-s.done:
-	default:
-		_ = s.cmd.Process.Signal(os.Interrupt)
-		select {
-		case <-s.done:
-		case <-time.After(Patience):
-			_ = s.cmd.Process.Kill()
-			<-s.done
-		}
+	found, err := filepath.Glob(filepath.Join(dir, "sandboxes/*/console.log"))
+	assert.NoError(tb, err)
+	for _, path := range found {
+		console, err := os.ReadFile(path)
+		assert.NoError(tb, err)
+		Artifact(tb, "console of "+filepath.Base(filepath.Dir(path)), console)
 	}
-	if s.tb.Failed() {
-		s.tb.Logf("log of wrenn up:\n%s", s.log)
-		for _, path := range s.consoles() {
-			console, err := os.ReadFile(path)
-			s.tb.Logf("%s (%v):\n%s", path, err, console)
-		}
-	}
-}
-
-func (s *System) consoles() []string {
-	found, err := filepath.Glob(filepath.Join(s.Dir, "agent/sandboxes/*/console.log"))
-	if err != nil {
-		return nil
-	}
-	return found
-}
-
-// Create makes a sandbox from the template base with an hour to live.
-func (s *System) Create() apiclient.Sandbox {
-	s.tb.Helper()
-	return s.CreateWith(apiclient.CreateRequest{TemplateID: "base", Timeout: 3600})
-}
-
-// CreateWith makes a sandbox.
-func (s *System) CreateWith(req apiclient.CreateRequest) apiclient.Sandbox {
-	s.tb.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), Patience)
-	defer cancel()
-	sandbox, err := s.Client.Create(ctx, req)
-	require.NoError(s.tb, err)
-	return sandbox
-}
-
-// Guest returns a client of a sandbox's daemon, through the sandbox proxy.
-func (s *System) Guest(sandbox apiclient.Sandbox) *envdclient.Client {
-	s.tb.Helper()
-	header := http.Header{}
-	header.Set("E2b-Sandbox-Id", sandbox.SandboxID)
-	header.Set("E2b-Sandbox-Port", strconv.Itoa(envdPort))
-	rt := transport.NewStreamTransport()
-	s.tb.Cleanup(rt.CloseIdleConnections)
-	c, err := envdclient.New(envdclient.Config{
-		BaseURL: s.SandboxURL, HTTPClient: &http.Client{Transport: rt}, Headers: header, AccessToken: sandbox.EnvdAccessToken,
-	})
-	require.NoError(s.tb, err)
-	return c
-}
-
-// Exec runs a program in a sandbox and returns what it printed; it must succeed.
-func (s *System) Exec(sandbox apiclient.Sandbox, cmd string, args ...string) string {
-	s.tb.Helper()
-	out, err := s.TryExec(sandbox, cmd, args...)
-	require.NoError(s.tb, err)
-	return out
-}
-
-// TryExec runs a program in a sandbox and returns what it printed.
-func (s *System) TryExec(sandbox apiclient.Sandbox, cmd string, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), Patience)
-	defer cancel()
-	var out, stderr bytes.Buffer
-	exit, err := s.Guest(sandbox).Exec(ctx, envdclient.ExecRequest{Cmd: cmd, Args: args, Stdout: &out, Stderr: &stderr})
-	if err == nil && exit.Code != 0 {
-		err = fmt.Errorf("%s: %s: %s", cmd, exit.Status, stderr.Bytes())
-	}
-	return out.String(), err
 }
 
 // Buffer collects output for readers at any time. The zero value is empty.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -12,6 +13,9 @@ import (
 // Main is the TestMain of a package that starts Systems. There is one agent per host, and a census sees
 // the whole host, so such packages run one after the other however many `go test` starts at a time.
 func Main(m *testing.M) {
+	// The threads that visit Hosts end there. The main one cannot, and would stay behind, in another place
+	// than the /proc/self of the process says.
+	runtime.LockOSThread()
 	code, err := locked(m.Run)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "harness:", err)

@@ -34,7 +34,7 @@ type record struct {
 // lockHost makes this process the host's only agent until the returned function is called or the process
 // ends. It refuses while sandboxes of an agent with another directory are left.
 func lockHost(ctx context.Context, dir string) (unlock func() error, err error) {
-	f, err := takeLock()
+	f, err := waitForLock(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -102,6 +102,9 @@ func succeed(ctx context.Context, dir string) error {
 		if err := checkLeft(ctx, last.Dir); err != nil {
 			return err
 		}
+	}
+	if err := atomicfile.RemoveUnfinished(recordPath); err != nil {
+		return fmt.Errorf("agent: %w", err)
 	}
 	if data, err = json.Marshal(mine); err != nil {
 		return fmt.Errorf("agent: encode the host's record: %w", err)

@@ -49,9 +49,9 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	// A busy port is found before anything is changed. Requests wait until what is alive is adopted.
-	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", cfg.Listen)
+	listener, err := listen(ctx, cfg.Listen)
 	if err != nil {
-		return fmt.Errorf("agent: listen on %s: %w", cfg.Listen, err)
+		return err
 	}
 	defer listener.Close() //nolint:errcheck // the server has closed it, or nobody used it
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))

@@ -5,6 +5,7 @@ package agentclient
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/http"
 	"net/url"
 	"time"
@@ -38,6 +39,8 @@ type Config struct {
 	URL string
 	// Token is the agent's credential, sent in transport.AgentTokenHeader on every call.
 	Token string
+	// Dial connects to the agent; nil dials its address.
+	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 }
 
 // Client calls one agent. It is safe for concurrent use.
@@ -60,6 +63,9 @@ func New(cfg Config) (*Client, error) {
 		return nil, fmt.Errorf("agent at %s: name and token must not be empty", cfg.URL)
 	}
 	c := &Client{name: cfg.Name, base: &url.URL{Scheme: base.Scheme, Host: base.Host}, token: cfg.Token, transport: transport.NewRPCTransport()}
+	if cfg.Dial != nil {
+		c.transport.DialContext = cfg.Dial
+	}
 	c.rpc = hostagentv1connect.NewHostAgentServiceClient(
 		&http.Client{Transport: c.transport}, // no total timeout: each call has its own deadline
 		c.base.String(),

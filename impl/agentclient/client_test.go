@@ -94,7 +94,7 @@ func TestEveryCallCarriesWhatItIsGiven(t *testing.T) {
 	c := start(t, a)
 	want := Sandbox{
 		ID: "abc", Template: "base", State: StateFailed, Failure: "why", StartedAt: at, Deadline: at.Add(time.Hour), VCPUs: 2, MemoryMiB: 512, DiskMiB: 1024,
-		BootPath: "restored", Stages: []Stage{{"vmm", time.Second}}, Metadata: map[string]string{"k": "v"}, EnvdVersion: "0.6.13",
+		Slot: 7, BootPath: "restored", Stages: []Stage{{"vmm", time.Second}}, Metadata: map[string]string{"k": "v"}, EnvdVersion: "0.6.13",
 	}
 	host, err := c.Ping(t.Context())
 	require.NoError(t, err)

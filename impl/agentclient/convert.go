@@ -34,6 +34,8 @@ type Sandbox struct {
 	StartedAt, Deadline time.Time
 	VCPUs               uint32
 	MemoryMiB, DiskMiB  uint64
+	// Slot is the host's index of the sandbox's network, 1 to 32767; 0 when it has none.
+	Slot uint32
 	// BootPath is "cold", "restored", "warm" or "unknown".
 	BootPath    string
 	Stages      []Stage
@@ -103,7 +105,7 @@ func sandboxFromWire(s *hostagentv1.Sandbox) Sandbox {
 	out := Sandbox{
 		ID: s.GetId(), Template: s.GetTemplate(), State: states[s.GetState()], Failure: s.GetFailure(),
 		StartedAt: timeFromWire(s.GetStartedAt()), Deadline: timeFromWire(s.GetDeadline()),
-		VCPUs: s.GetVcpus(), MemoryMiB: s.GetMemoryMib(), DiskMiB: s.GetDiskMib(),
+		VCPUs: s.GetVcpus(), MemoryMiB: s.GetMemoryMib(), DiskMiB: s.GetDiskMib(), Slot: s.GetSlot(),
 		BootPath: bootPaths[s.GetBootPath()], Metadata: s.GetMetadata(), EnvdVersion: s.GetEnvdVersion(),
 	}
 	if n := s.GetNetwork(); n != nil {

@@ -133,6 +133,10 @@ func writeEndpoint(path string, e endpoint) error {
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", path, err)
 	}
+	// Nobody else writes it: the agent, which holds the host's lock, serves by now.
+	if err := atomicfile.RemoveUnfinished(path); err != nil {
+		return err
+	}
 	return atomicfile.Write(path, data, 0o600)
 }
 

@@ -28,6 +28,9 @@ func (h *Host) notePath() string { return filepath.Join(h.cfg.Dir, "host.json") 
 // noteAndForward writes the note before it changes the setting. What a note of this boot says beside a
 // setting of 1 is what a predecessor found which did not end in an orderly way, and is kept.
 func (h *Host) noteAndForward() error {
+	if err := atomicfile.RemoveUnfinished(h.notePath()); err != nil {
+		return err
+	}
 	was, err := readSetting(ipForward)
 	if err != nil {
 		return err

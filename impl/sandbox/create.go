@@ -11,12 +11,20 @@ import (
 	"wrenn/impl/step"
 )
 
+// The acts under which steps run; errors and the fault suite name them.
+const (
+	CreateAct  = "sandbox.create"
+	DestroyAct = "sandbox.destroy"
+	FailAct    = "sandbox.fail"
+	RecoverAct = "sandbox.recover"
+)
+
 // create performs a sandbox's create. On an error what was done is still there; end takes it down.
 func (m *Manager) create(s *owned) error {
 	ctx, cancel := context.WithTimeout(s.aborted, m.cfg.BootTimeout)
 	defer cancel()
 	var report BootReport
-	timings, err := step.Run(ctx, "sandbox.create", m.createSteps(s, &report))
+	timings, err := step.Run(ctx, CreateAct, m.createSteps(s, &report))
 	if err != nil {
 		return m.explain(ctx, s, err)
 	}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"path/filepath"
 	"sync"
+
+	"wrenn/impl/step"
 )
 
 // Recovered says what an earlier life of the agent left and what became of it.
@@ -43,11 +45,32 @@ func (m *Manager) Recover() (finish func(context.Context) (Recovered, error), er
 		}
 	}
 	return func(ctx context.Context) (Recovered, error) {
-		err := m.undo(ctx, r.Undone, orphans)
-		slots, reclaimErr := m.cfg.Network.Reclaim(ctx)
-		r.Slots = slots
-		return r, errors.Join(err, reclaimErr)
+		err := step.RunAll(ctx, RecoverAct, m.recoverSteps(&r, orphans))
+		return r, err
 	}, nil
+}
+
+// recoverSteps undo what an earlier life has left half made or half removed. Should this life end in between,
+// the next finds what is left by the same looks at directories, processes and networks.
+func (m *Manager) recoverSteps(r *Recovered, orphans map[string]Identity) []step.Step {
+	var living map[string]bool
+	return []step.Step{
+		{Name: "machines", Do: func(ctx context.Context) (err error) {
+			living, err = m.killOrphans(ctx, orphans)
+			return err
+		}},
+		{Name: "directories", Do: func(context.Context) error { return m.removeDirs(r.Undone, living) }},
+		{Name: "networks", Do: func(ctx context.Context) (err error) {
+			r.Slots, err = m.cfg.Network.Reclaim(ctx)
+			return err
+		}},
+	}
+}
+
+// RecoverSteps names the steps by which an agent clears up after an earlier life, in order.
+func RecoverSteps() []string {
+	var m Manager
+	return step.Names(m.recoverSteps(nil, nil))
 }
 
 // adopt takes over a sandbox whose machine still runs; false when it does not.
@@ -103,41 +126,37 @@ func (m *Manager) enter(s *owned) {
 	m.wg.Go(func() { m.own(s, false) })
 }
 
-// undo kills the machines that nobody owns and removes the directories of half-made sandboxes; a
-// directory stays when its machine could not be killed, so that the next start tries again.
-func (m *Manager) undo(ctx context.Context, ids []string, orphans map[string]Identity) error {
+// killOrphans kills the machines that nobody owns and returns the directories of those that could not be.
+func (m *Manager) killOrphans(ctx context.Context, orphans map[string]Identity) (living map[string]bool, err error) {
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	var errs []error
-	note := func(err error) {
-		mu.Lock()
-		defer mu.Unlock()
-		errs = append(errs, err)
-	}
-	killed := make(map[string]error, len(orphans))
+	living = make(map[string]bool)
 	for dir, identity := range orphans {
 		wg.Go(func() {
 			err := m.killOrphan(ctx, identity, dir)
+			if err == nil {
+				return
+			}
 			mu.Lock()
-			killed[dir] = err
-			mu.Unlock()
+			defer mu.Unlock()
+			living[dir] = true
+			errs = append(errs, fmt.Errorf("kill the machine of %s: %w", filepath.Base(dir), err))
 		})
 	}
 	wg.Wait()
-	for dir, err := range killed {
-		if err != nil {
-			note(fmt.Errorf("kill the machine of %s: %w", filepath.Base(dir), err))
+	return living, errors.Join(errs...)
+}
+
+// removeDirs removes the directories of half-made sandboxes; one stays when its machine could not be killed,
+// so that the next start tries again.
+func (m *Manager) removeDirs(ids []string, living map[string]bool) error {
+	var wg sync.WaitGroup
+	errs := make([]error, len(ids))
+	for i, id := range ids {
+		if !living[m.dir(id)] {
+			wg.Go(func() { errs[i] = m.removeDir(id) })
 		}
-	}
-	for _, id := range ids {
-		if killed[m.dir(id)] != nil {
-			continue
-		}
-		wg.Go(func() {
-			if err := m.removeDir(id); err != nil {
-				note(err)
-			}
-		})
 	}
 	wg.Wait()
 	return errors.Join(errs...)

@@ -28,11 +28,11 @@ func (m *Manager) end(s *owned) error {
 }
 
 func (m *Manager) teardown(ctx context.Context, s *owned) error {
-	err := step.RunAll(ctx, "sandbox.destroy", m.teardownSteps(s))
+	err := step.RunAll(ctx, DestroyAct, m.teardownSteps(s))
 	if err != nil {
 		return err
 	}
-	return step.RunAll(ctx, "sandbox.destroy", []step.Step{{Name: "directory", Do: func(context.Context) error { return m.removeDir(s.now.ID) }}})
+	return step.RunAll(ctx, DestroyAct, []step.Step{{Name: "directory", Do: func(context.Context) error { return m.removeDir(s.now.ID) }}})
 }
 
 // teardownSteps release each resource once, in this order: the machine before what it holds open. The
@@ -50,6 +50,12 @@ func (m *Manager) teardownSteps(s *owned) []step.Step {
 func DestroySteps() []string {
 	var m Manager
 	return append(step.Names(m.teardownSteps(emptyOwned())), "directory")
+}
+
+// FailSteps names the steps by which a sandbox whose machine has ended gives back what it holds.
+func FailSteps() []string {
+	var m Manager
+	return step.Names(m.teardownSteps(emptyOwned()))
 }
 
 // intendEnd makes it durable that the sandbox is being destroyed, so that a crash from here on does
@@ -115,7 +121,7 @@ func (m *Manager) fail(s *owned, reason string) {
 	m.cfg.OnEnd(s.now.ID)
 	ctx, cancel := context.WithTimeout(context.Background(), teardownTimeout)
 	defer cancel()
-	if err := step.RunAll(ctx, "sandbox.fail", m.teardownSteps(s)); err != nil {
+	if err := step.RunAll(ctx, FailAct, m.teardownSteps(s)); err != nil {
 		m.cfg.Logger.Error("a failed sandbox still holds something; its destroy will try again", "sandbox", s.now.ID, "error", err)
 	}
 }

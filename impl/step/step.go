@@ -71,14 +71,26 @@ func Names(steps []Step) []string {
 	return names
 }
 
+// moment is when the fault suite can let something happen to a step.
+type moment string
+
+const (
+	before moment = "before"
+	after  moment = "after"
+	undone moment = "undone"
+)
+
 func do(ctx context.Context, act string, s Step) error {
 	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := fault(act, s.Name, before); err != nil {
 		return err
 	}
 	if err := s.Do(ctx); err != nil {
 		return err
 	}
-	return after(act, s.Name)
+	return fault(act, s.Name, after)
 }
 
 func undo(ctx context.Context, act string, steps []Step) error {
@@ -89,7 +101,8 @@ func undo(ctx context.Context, act string, steps []Step) error {
 		if steps[i].Undo == nil {
 			continue
 		}
-		if err := steps[i].Undo(ctx); err != nil {
+		err := errors.Join(steps[i].Undo(ctx), fault(act, steps[i].Name, undone))
+		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: undo %s: %w", act, steps[i].Name, err))
 		}
 	}

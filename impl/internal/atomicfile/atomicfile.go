@@ -7,13 +7,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // Write puts data at path with permissions perm: written beside, synced, renamed over, and the
 // directory synced. When it returns nil, the new content survives a crash of the host.
 func Write(path string, data []byte, perm os.FileMode) (err error) {
 	dir := filepath.Dir(path)
-	tmp, err := os.CreateTemp(dir, "."+filepath.Base(path)+".tmp-*")
+	tmp, err := os.CreateTemp(dir, unfinished(path)+"*")
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
@@ -35,6 +36,26 @@ func Write(path string, data []byte, perm os.FileMode) (err error) {
 		return err
 	}
 	return errors.Join(tmp.Close(), SyncDir(dir))
+}
+
+// unfinished is how the names of the files begin that Write makes beside path.
+func unfinished(path string) string { return "." + filepath.Base(path) + ".tmp-" }
+
+// RemoveUnfinished removes what killed Writes have left beside path. It is for who knows that nobody else
+// writes path now.
+func RemoveUnfinished(path string) error {
+	dir := filepath.Dir(path)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("look for unfinished writes of %s: %w", path, err)
+	}
+	var errs []error
+	for _, e := range entries {
+		if e.Type().IsRegular() && strings.HasPrefix(e.Name(), unfinished(path)) {
+			errs = append(errs, os.Remove(filepath.Join(dir, e.Name())))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // SyncDir makes the names in dir durable.

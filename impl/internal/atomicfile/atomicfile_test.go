@@ -36,3 +36,24 @@ func TestWriteThatFailsKeepsTheOldContent(t *testing.T) {
 	assert.Len(t, entries, 1, "the temporary file stayed")
 	require.Error(t, Write(filepath.Join(dir, "no", "dir"), nil, 0o600))
 }
+
+func TestF01_UnfinishedWritesAreRemovedAndNothingElse(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "note")
+	left, err := os.CreateTemp(dir, unfinished(path)+"*") // where a kill leaves a Write
+	require.NoError(t, err)
+	require.NoError(t, left.Close())
+	others := []string{".note", ".note.tmp", ".note2.tmp-1", "note", "note.tmp-1", "x.note.tmp-1"}
+	for _, name := range others {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), nil, 0o600))
+	}
+	require.NoError(t, RemoveUnfinished(path))
+	kept, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	var names []string
+	for _, e := range kept {
+		names = append(names, e.Name())
+	}
+	assert.Equal(t, others, names)
+	require.NoError(t, RemoveUnfinished(path), "there is nothing left")
+}

@@ -1,0 +1,99 @@
+//go:build fault
+
+package fault
+
+import (
+	"fmt"
+
+	"wrenn/impl/network"
+	"wrenn/impl/sandbox"
+	"wrenn/impl/step"
+)
+
+// point is one place of the matrix: what happens at which moment of which step.
+type point struct{ act, step, moment, kind string }
+
+func (p point) String() string { return fmt.Sprintf("%s/%s %s %s", p.act, p.step, p.moment, p.kind) }
+
+// where is the point as impl/step traces it, without the fault.
+func (p point) where() string { return p.act + "/" + p.step + " " + p.moment }
+
+// arm is the line that arms the fault at the n-th time that the point is passed.
+func (p point) arm(n int) string { return fmt.Sprintf("%s %s %d", p.where(), p.kind, n) }
+
+// act is a list of steps.
+type act struct {
+	name  string
+	steps []string
+	// undone are those of the steps that have an undo which an error can reach.
+	undone []string
+	start  start
+}
+
+// start is what begins an act.
+type start int
+
+const (
+	byCreate start = iota
+	byDestroy
+	byDeath // of the VMM
+)
+
+// acts are those that make and remove, with their steps from the code. Those of a restart are cleanup's.
+func acts() []act {
+	create := new(network.Host).CreateSteps(1, network.Policy{})
+	return []act{
+		{name: network.CreateAct, steps: step.Names(create), undone: undoable(create)},
+		{name: network.RemoveAct, steps: step.Names(new(network.Host).RemoveSteps(1)), start: byDestroy},
+		{name: sandbox.CreateAct, steps: sandbox.CreateSteps()},
+		{name: sandbox.DestroyAct, steps: sandbox.DestroySteps(), start: byDestroy},
+		{name: sandbox.FailAct, steps: sandbox.FailSteps(), start: byDeath},
+	}
+}
+
+// cleanup are the points at which a restart can be killed while it clears up.
+func cleanup() []point {
+	var all []point
+	for _, name := range sandbox.RecoverSteps() {
+		all = append(all, point{sandbox.RecoverAct, name, "before", "kill"}, point{sandbox.RecoverAct, name, "after", "kill"})
+	}
+	for _, name := range step.Names(new(network.Host).RemoveSteps(1)) {
+		all = append(all, point{network.RemoveAct, name, "after", "kill"})
+	}
+	return all
+}
+
+func undoable(steps []step.Step) []string {
+	var names []string
+	for _, s := range steps {
+		if s.Undo != nil {
+			names = append(names, s.Name)
+		}
+	}
+	return names
+}
+
+// matrix is every step x {before, after} x {kill, error}, without those before a step that are the same as
+// those after the one in front of it: a kill between two steps is one point.
+func matrix() []point {
+	var all []point
+	for _, a := range acts() {
+		for i, name := range a.steps {
+			if i == 0 {
+				all = append(all, point{a.name, name, "before", "kill"})
+			}
+			all = append(all, point{a.name, name, "after", "kill"}, point{a.name, name, "before", "error"}, point{a.name, name, "after", "error"})
+		}
+	}
+	return all
+}
+
+// startOf is what begins the act of that name.
+func startOf(name string) start {
+	for _, a := range acts() {
+		if a.name == name {
+			return a.start
+		}
+	}
+	panic("there is no act " + name)
+}

@@ -1,0 +1,54 @@
+//go:build fault
+
+package step
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+func TestF01_FaultsComeWhereAndWhenTheyAreArmed(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "faults")
+	t.Setenv(FaultEnv, path)
+	arm := func(line string) { require.NoError(t, os.WriteFile(path, []byte(line+"\n"), 0o600)) }
+	run := func() (string, error) {
+		var r recorder
+		_, err := Run(t.Context(), "act", []Step{r.step("a", nil, nil), r.step("b", nil, nil)})
+		return strings.Join(r.log, ", "), err
+	}
+
+	log, err := run()
+	require.NoError(t, err, "nothing is armed")
+	assert.Equal(t, "do a, do b", log)
+	for line, want := range map[string]string{
+		"act/b before error 1": "do a, undo b, undo a",
+		"act/b after error 1":  "do a, do b, undo b, undo a",
+		"act/a after error 1":  "do a, undo a",
+	} {
+		arm(line)
+		log, err = run()
+		require.ErrorContains(t, err, "step "+line[4:5], line)
+		assert.Equal(t, want, log, line)
+		log, err = run()
+		require.NoError(t, err, "%s: it comes again", line)
+		assert.Equal(t, "do a, do b", log, line)
+	}
+
+	arm("act/a after error 3")
+	for i := range 4 {
+		_, err = run()
+		assert.Equal(t, i == 2, err != nil, "run %d", i+1)
+	}
+
+	arm("act/b after error 1\nact/a undone error 1")
+	_, err = run()
+	require.ErrorContains(t, err, "undo a")
+	trace, err := os.ReadFile(path + FaultTrace)
+	require.NoError(t, err)
+	assert.Contains(t, string(trace), "act/a undone error\n")
+}
