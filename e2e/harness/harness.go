@@ -136,7 +136,8 @@ func launch(tb testing.TB, dir string, flags ...string) *System {
 	require.NoError(tb, os.RemoveAll(link))
 	require.NoError(tb, os.Symlink(cache, link))
 
-	args := append([]string{"up", "--dir", dir, "--verbose", "--api-listen", "127.0.0.1:0", "--sandbox-listen", "127.0.0.1:0", "--agent-listen", "127.0.0.1:0"}, flags...)
+	// Ready networks come and go by themselves; without them a census knows what has to be there.
+	args := append([]string{"up", "--dir", dir, "--verbose", "--ready-networks", "0", "--api-listen", "127.0.0.1:0", "--sandbox-listen", "127.0.0.1:0", "--agent-listen", "127.0.0.1:0"}, flags...)
 	if vmm := os.Getenv("WRENN_E2E_VMM"); vmm != "" {
 		args = append(args, "--vmm", vmm)
 	}

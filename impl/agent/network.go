@@ -12,18 +12,60 @@ import (
 	"wrenn/impl/sandbox"
 )
 
-// networkPart is the real sandbox.Network.
+// networkPart is the real sandbox.Network: the pool's networks on a host that may hold leftovers.
 type networkPart struct {
-	host  *network.Host
+	maker *careful
 	slots *network.Allocator
-	// clean is set once nothing of an earlier life is left; until then a slot may hold leftovers.
+	pool  *network.Pool
+}
+
+// careful is a network.Host on which slots may hold what an earlier agent left: it clears a slot before it
+// makes a network there, until nothing is left at all.
+type careful struct {
+	*network.Host
 	clean atomic.Bool
 }
 
+func newNetworkPart(cfg Config, host *network.Host) (*networkPart, error) {
+	slots, err := network.NewAllocator(network.MaxSlot)
+	if err != nil {
+		return nil, err
+	}
+	n := &networkPart{maker: &careful{Host: host}, slots: slots}
+	n.pool, err = network.NewPool(network.PoolConfig{
+		Maker: n.maker, Slots: slots, Logger: cfg.Logger, Ready: cfg.ReadyNetworks, Limit: cfg.Slots,
+	})
+	return n, err
+}
+
+func (c *careful) CreateNetwork(ctx context.Context, slot network.Slot, policy network.Policy) error {
+	if err := c.clear(ctx, slot); err != nil {
+		return err
+	}
+	return c.Host.CreateNetwork(ctx, slot, policy)
+}
+
+func (c *careful) CreateReady(ctx context.Context, slot network.Slot) error {
+	if err := c.clear(ctx, slot); err != nil {
+		return err
+	}
+	return c.Host.CreateReady(ctx, slot)
+}
+
+func (c *careful) clear(ctx context.Context, slot network.Slot) error {
+	if c.clean.Load() {
+		return nil
+	}
+	if err := c.RemoveNetwork(ctx, slot); err != nil {
+		return fmt.Errorf("clear what an earlier agent left: %w", err)
+	}
+	return nil
+}
+
 func (n *networkPart) Reserve() (int, error) {
-	slot, err := n.slots.Acquire()
+	slot, err := n.pool.Reserve()
 	if errors.Is(err, network.ErrNoFreeSlot) {
-		return 0, fmt.Errorf("%w: all %d are in use", sandbox.ErrNoSlot, network.MaxSlot)
+		return 0, fmt.Errorf("%w: %w", sandbox.ErrNoSlot, err)
 	}
 	return int(slot), err
 }
@@ -34,42 +76,35 @@ func (n *networkPart) Claim(slot int) error {
 	if err != nil {
 		return fmt.Errorf("slot %d: %w", slot, err)
 	}
-	return errors.Join(ns.Close(), n.slots.Claim(network.Slot(slot)))
+	return errors.Join(ns.Close(), n.pool.Claim(network.Slot(slot)))
 }
 
 // Free panics on a slot that is not held: two sandboxes would believe that it is theirs.
 func (n *networkPart) Free(slot int) {
-	if err := n.slots.Release(network.Slot(slot)); err != nil {
+	if err := n.pool.Free(network.Slot(slot)); err != nil {
 		panic(err)
 	}
 }
 
 func (n *networkPart) Create(ctx context.Context, slot int, policy sandbox.NetworkPolicy) error {
-	if !n.clean.Load() {
-		if err := n.host.RemoveNetwork(ctx, network.Slot(slot)); err != nil {
-			return fmt.Errorf("clear what an earlier agent left: %w", err)
-		}
-	}
-	return n.host.CreateNetwork(ctx, network.Slot(slot), network.Policy{AllowInternet: policy.AllowInternet})
+	return n.pool.Create(ctx, network.Slot(slot), network.Policy{AllowInternet: policy.AllowInternet})
 }
 
 func (n *networkPart) Remove(ctx context.Context, slot int) error {
-	return n.host.RemoveNetwork(ctx, network.Slot(slot))
+	return n.pool.Remove(ctx, network.Slot(slot))
 }
 
 func (n *networkPart) Address(slot int) netip.Addr { return network.Slot(slot).HostIP() }
 
 // Reclaim claims each leftover slot while it removes it, so that no create can get it meanwhile.
 func (n *networkPart) Reclaim(ctx context.Context) ([]int, error) {
-	owned := func(s network.Slot) bool { return n.slots.Claim(s) != nil }
-	removed, err := n.host.CleanupStaleNamespaces(ctx, owned)
+	removed, err := n.maker.CleanupStaleNamespaces(ctx, n.slots)
 	slots := make([]int, 0, len(removed))
 	for _, s := range removed {
 		slots = append(slots, int(s))
-		err = errors.Join(err, n.slots.Release(s))
 	}
 	if err == nil {
-		n.clean.Store(true)
+		n.maker.clean.Store(true)
 	}
 	return slots, err
 }

@@ -105,11 +105,9 @@ func (h *host) open(ctx, background context.Context) error {
 	if err != nil {
 		return err
 	}
-	slots, err := network.NewAllocator(network.MaxSlot)
-	if err != nil {
+	if h.part, err = newNetworkPart(h.cfg, h.network); err != nil {
 		return err
 	}
-	h.part = &networkPart{host: h.network, slots: slots}
 	vmm := &vmmPart{choice: choice, resolvers: resolvers, logger: h.cfg.Logger, background: background}
 	if vmm.egress, err = egressLimiter(h.cfg); err != nil {
 		return err
@@ -148,6 +146,7 @@ func (h *host) serve(ctx context.Context, listener net.Listener, finish func(con
 		defer close(recovered)
 		h.reportRecovery(finish(ctx))
 		h.fillDisks()
+		h.part.pool.Start()
 	}()
 	addr := listener.Addr().(*net.TCPAddr).AddrPort() //nolint:forcetypeassert // net.Listen("tcp") gives no other
 	h.cfg.Logger.Info("agent listens", "addr", addr, "vmm", h.handler.choice.Name)
@@ -186,6 +185,11 @@ func (h *host) close() error {
 	var errs []error
 	if h.disks != nil {
 		errs = append(errs, h.disks.Close())
+	}
+	if h.part != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
+		defer cancel()
+		errs = append(errs, h.part.pool.Close(ctx))
 	}
 	// Sandboxes that are left, whatever the reason, keep the rules that isolate them.
 	if h.network != nil && h.cfg.DestroyAtExit && !sandboxesLeft(h.cfg.Dir) {

@@ -24,8 +24,12 @@ func (h *Host) CreateNetwork(ctx context.Context, slot Slot, policy Policy) erro
 	if err := errors.Join(slot.Check(), policy.Check()); err != nil {
 		return fmt.Errorf("%s: %w", CreateAct, err)
 	}
+	return h.make(ctx, CreateAct, slot, h.CreateSteps(slot, policy))
+}
+
+func (h *Host) make(ctx context.Context, act string, slot Slot, steps []step.Step) error {
 	start := time.Now()
-	timings, err := step.Run(ctx, CreateAct, h.CreateSteps(slot, policy))
+	timings, err := step.Run(ctx, act, steps)
 	if err != nil {
 		return fmt.Errorf("slot %d: %w", slot, err)
 	}
@@ -33,7 +37,7 @@ func (h *Host) CreateNetwork(ctx context.Context, slot Slot, policy Policy) erro
 	for _, t := range timings {
 		attrs = append(attrs, slog.Duration(t.Name, t.Duration))
 	}
-	h.cfg.Logger.LogAttrs(ctx, slog.LevelDebug, "network created", attrs...)
+	h.cfg.Logger.LogAttrs(ctx, slog.LevelDebug, act, attrs...)
 	return nil
 }
 
