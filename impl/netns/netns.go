@@ -184,7 +184,8 @@ func prepare() error {
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
 		return fmt.Errorf("locking: %w", err)
 	}
-	err = unix.Mount("", Dir, "none", unix.MS_SHARED|unix.MS_REC, "")
+	// Without MS_REC: what is mounted in a shared mount is shared, and there may be thousands to go through.
+	err = unix.Mount("", Dir, "none", unix.MS_SHARED, "")
 	if !errors.Is(err, unix.EINVAL) {
 		return err
 	}

@@ -2,7 +2,6 @@ package network
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -123,8 +122,7 @@ func TestN04_CostsAreInOrder(t *testing.T) {
 	}
 	p50 := map[string]time.Duration{}
 	for way, all := range took {
-		slices.Sort(all)
-		p50[way] = all[len(all)/2]
+		p50[way] = median(all)
 	}
 	t.Logf("p50: forked %v (%d commands), cold %v (1/%.1f of it), from the pool %v (1/%.1f of cold)", p50["forked"], len(forked),
 		p50["cold"], float64(p50["forked"])/float64(p50["cold"]), p50["pool"], float64(p50["cold"])/float64(p50["pool"]))

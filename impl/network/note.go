@@ -115,8 +115,6 @@ func readSetting(path string) (string, error) {
 	return strings.TrimSpace(string(content)), nil
 }
 
-// writeSetting writes a file under /proc/sys; those under net are the ones of the network namespace of
-// the calling thread.
 func writeSetting(path, value string) error {
 	if err := os.WriteFile(path, []byte(value), 0); err != nil {
 		return fmt.Errorf("writing a kernel setting: %w", err)

@@ -11,7 +11,7 @@ import (
 )
 
 // DefaultReady is how many networks are kept ready. One is made again in some 10 ms, far less than a guest
-// needs to boot, so four cover a burst of creates at once; each costs the kernel about 200 KiB.
+// needs to boot, so four cover a burst of creates at once; each costs the kernel about half a MiB.
 const DefaultReady = 4
 
 // The pauses between tries after a ready network could not be made: twice as long each time.

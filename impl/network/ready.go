@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 
-	"github.com/google/nftables"
-
 	"wrenn/impl/step"
 )
 
@@ -26,17 +24,17 @@ func (h *Host) CreateReady(ctx context.Context, slot Slot) error {
 
 // ReadySteps lists what CreateReady does, for one run: the steps of CreateSteps with another last one.
 func (h *Host) ReadySteps(slot Slot) []step.Step {
-	s := &site{slot: slot, resolvers: h.cfg.Resolvers}
+	s := &site{slot: slot}
 	steps := h.CreateSteps(slot, Policy{})
-	return append(steps[:len(steps)-1], step.Step{Name: "closed", Do: plain(s.inside(closeEgress))})
+	return append(steps[:len(steps)-1], step.Step{Name: "closed", Do: plain(s.inside(stopForwarding))})
 }
 
-// HandOver gives a network that CreateReady made its policy, in one transaction: before it the network is
-// closed, after it the policy holds. It is for once; SetPolicy changes a policy later. After an error the
-// network has to be removed.
+// HandOver gives a network that CreateReady made its policy: before it the network is closed, after it the
+// policy holds, and in between it is closed too. It is for once; SetPolicy changes a policy later. After an
+// error the network has to be removed.
 //
-// Nothing is deleted, unlike in SetPolicy, so the kernel need not wait until no packet uses the old rules:
-// 3 ms instead of 13.
+// Closed is a network by not forwarding, rather than by rules: to change rules that are there makes the
+// kernel wait some ten milliseconds until no packet uses the old ones, as long as a whole network takes.
 func (h *Host) HandOver(_ context.Context, slot Slot, policy Policy) error {
 	if err := errors.Join(slot.Check(), policy.Check()); err != nil {
 		return fmt.Errorf("handing over a ready network: %w", err)
@@ -45,7 +43,13 @@ func (h *Host) HandOver(_ context.Context, slot Slot, policy Policy) error {
 	if err := s.stillThere(); err != nil {
 		return fmt.Errorf("handing over the ready network of slot %d: %w", slot, err)
 	}
-	if err := s.inside(func() error { return s.writeEgress(policy) })(); err != nil {
+	open := func() error {
+		if err := s.writeEgress(policy); err != nil {
+			return err
+		}
+		return writeSettings(setting{path: ipForward, value: "1"})
+	}
+	if err := s.inside(open)(); err != nil {
 		return fmt.Errorf("handing over the ready network of slot %d: %w", slot, err)
 	}
 	return nil
@@ -60,17 +64,5 @@ func (s *site) stillThere() error {
 	return nil
 }
 
-// closeEgress runs in a namespace that has no egress rules yet: with a policy of dropping and no rule, the
-// chain lets nothing through. writeEgress fills this same chain.
-func closeEgress() error {
-	conn, err := nftables.New()
-	if err != nil {
-		return fmt.Errorf("opening nftables: %w", err)
-	}
-	table := conn.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: egressTable})
-	conn.AddChain(forwardChain(table))
-	if err := conn.Flush(); err != nil {
-		return fmt.Errorf("closing the network: %w", err)
-	}
-	return nil
-}
+// stopForwarding runs in the namespace.
+func stopForwarding() error { return writeSettings(setting{path: ipForward, value: "0"}) }

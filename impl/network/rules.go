@@ -41,7 +41,7 @@ func (s *site) writeNAT() error {
 	return nil
 }
 
-// writeEgress runs in a namespace that has no egress rules yet, or those of closeEgress.
+// writeEgress runs in a namespace that has no egress rules yet.
 func (s *site) writeEgress(policy Policy) error {
 	conn, err := nftables.New()
 	if err != nil {
@@ -96,7 +96,11 @@ func addDoors(conn *nftables.Conn, table *nftables.Table) {
 // What the policy refuses is answered, so that a program in the guest fails at once instead of waiting
 // for a timeout.
 func (s *site) addForward(conn *nftables.Conn, table *nftables.Table, policy Policy) error {
-	forward := conn.AddChain(forwardChain(table))
+	drop := nftables.ChainPolicyDrop
+	forward := conn.AddChain(&nftables.Chain{
+		Table: table, Name: "forward", Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Policy: &drop,
+	})
 	addRule(conn, forward, from(vpeerName), conntrackHas(expr.CtKeySTATE, expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), verdict(expr.VerdictAccept))
 	addRule(conn, forward, from(vpeerName), conntrackHas(expr.CtKeySTATUS, statusDNAT), verdict(expr.VerdictAccept))
 	addRule(conn, forward, from(TapName), isReply(), verdict(expr.VerdictAccept))
@@ -129,15 +133,6 @@ func (s *site) addForward(conn *nftables.Conn, table *nftables.Table, policy Pol
 	}
 	addRule(conn, forward, from(TapName), refuse())
 	return nil
-}
-
-// forwardChain lets nothing through but what its rules accept.
-func forwardChain(table *nftables.Table) *nftables.Chain {
-	drop := nftables.ChainPolicyDrop
-	return &nftables.Chain{
-		Table: table, Name: "forward", Type: nftables.ChainTypeFilter,
-		Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Policy: &drop,
-	}
 }
 
 // ranges are the elements of a set: of each range its first address and the first after it. A range

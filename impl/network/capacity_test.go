@@ -1,0 +1,65 @@
+package network
+
+import (
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"wrenn/impl/need"
+)
+
+// available is MemAvailable in KiB.
+func available(t *testing.T) int {
+	t.Helper()
+	content, err := os.ReadFile("/proc/meminfo")
+	require.NoError(t, err)
+	for line := range strings.Lines(string(content)) {
+		if rest, ok := strings.CutPrefix(line, "MemAvailable:"); ok {
+			n, err := strconv.Atoi(strings.Fields(rest)[0])
+			require.NoError(t, err)
+			return n
+		}
+	}
+	t.Fatal("no MemAvailable")
+	return 0
+}
+
+// TestN10_TheThousandthNetworkCostsWhatTheFirstDid makes as many as a minute allows, up to a number that
+// shows any growth.
+func TestN10_TheThousandthNetworkCostsWhatTheFirstDid(t *testing.T) {
+	need.Short(t, "it makes networks for up to a minute")
+	const least, most, edge = 500, 2000, 100
+	h := setUp(t)
+	before, rulesBefore, memory := census(t), rules(t), available(t)
+	var took []time.Duration
+	for start := time.Now(); len(took) < most && (time.Since(start) < time.Minute || len(took) < least); {
+		began := time.Now()
+		require.NoError(t, h.CreateNetwork(t.Context(), Slot(len(took)+1), Policy{AllowInternet: true}))
+		took = append(took, time.Since(began))
+	}
+	n := len(took)
+	each := (memory - available(t)) / n
+	assert.Equal(t, rulesBefore, rules(t))
+
+	began := time.Now()
+	cleared, err := h.CleanupStaleNamespaces(t.Context(), newAllocator(t, MaxSlot))
+	require.NoError(t, err)
+	assert.Len(t, cleared, n)
+	removal := time.Since(began)
+	assert.Equal(t, before, census(t))
+
+	first, last := median(took[:edge]), median(took[n-edge:])
+	t.Logf("%d networks, some %d KiB each: p50 of the first %d %v, of the last %v (%.2f times); all removed in %v",
+		n, each, edge, first, last, float64(last)/float64(first), removal)
+	assert.LessOrEqual(t, last, 2*first)
+}
+
+func median(took []time.Duration) time.Duration {
+	return slices.Sorted(slices.Values(took))[len(took)/2]
+}
