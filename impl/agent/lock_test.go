@@ -17,10 +17,10 @@ import (
 func TestOneAgentPerHost(t *testing.T) {
 	need.Root(t)
 	dir := t.TempDir()
-	unlock, err := lockHost(t.Context(), dir)
+	unlock, err := lockHost(t.Context(), record{Dir: dir})
 	require.NoError(t, err)
-	_, err = lockHost(t.Context(), dir)
-	require.ErrorContains(t, err, "another agent (pid ")
+	_, err = lockHost(t.Context(), record{Dir: dir})
+	require.ErrorContains(t, err, "another agent runs on this host (pid ")
 	require.NoError(t, unlock())
 	assert.NoFileExists(t, lockPath)
 	assert.NoFileExists(t, recordPath)
@@ -31,7 +31,7 @@ func TestOneAgentPerHost(t *testing.T) {
 	for range 8 {
 		wg.Go(func() {
 			for range 50 {
-				unlock, err := lockHost(t.Context(), dir)
+				unlock, err := lockHost(t.Context(), record{Dir: dir})
 				if err != nil {
 					continue
 				}
@@ -50,19 +50,19 @@ func TestOneAgentPerHost(t *testing.T) {
 func TestF01_SandboxesOfAnotherDirectoryAreNotTakenOver(t *testing.T) {
 	need.Root(t)
 	first, second := t.TempDir(), t.TempDir()
-	unlock, err := lockHost(t.Context(), first)
+	unlock, err := lockHost(t.Context(), record{Dir: first})
 	require.NoError(t, err)
 	left := filepath.Join(first, "sandboxes", "abc")
 	require.NoError(t, os.MkdirAll(left, 0o700))
 	require.NoError(t, unlock())
-	_, err = lockHost(t.Context(), second)
+	_, err = lockHost(t.Context(), record{Dir: second})
 	require.ErrorContains(t, err, first)
 	assert.NoFileExists(t, lockPath)
-	unlock, err = lockHost(t.Context(), first)
+	unlock, err = lockHost(t.Context(), record{Dir: first})
 	require.NoError(t, err)
 	require.NoError(t, os.Remove(left))
 	require.NoError(t, unlock())
-	unlock, err = lockHost(t.Context(), second)
+	unlock, err = lockHost(t.Context(), record{Dir: second})
 	require.NoError(t, err)
 	require.NoError(t, unlock())
 }

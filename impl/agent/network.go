@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 
 	"wrenn/impl/netns"
@@ -14,9 +15,9 @@ import (
 
 // networkPart is the real sandbox.Network: the pool's networks on a host that may hold leftovers.
 type networkPart struct {
-	maker *careful
-	slots *network.Allocator
-	pool  *network.Pool
+	maker     *careful
+	pool      *network.Pool
+	leftovers *leftovers
 }
 
 // careful is a network.Host on which slots may hold what an earlier agent left: it clears a slot before it
@@ -31,7 +32,9 @@ func newNetworkPart(cfg Config, host *network.Host) (*networkPart, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &networkPart{maker: &careful{Host: host}, slots: slots}
+	n := &networkPart{
+		maker: &careful{Host: host}, leftovers: &leftovers{Allocator: slots, claims: map[network.Slot]bool{}},
+	}
 	n.pool, err = network.NewPool(network.PoolConfig{
 		Maker: n.maker, Slots: slots, Logger: cfg.Logger, Ready: cfg.ReadyNetworks, Limit: cfg.Slots,
 	})
@@ -96,9 +99,20 @@ func (n *networkPart) Remove(ctx context.Context, slot int) error {
 
 func (n *networkPart) Address(slot int) netip.Addr { return network.Slot(slot).HostIP() }
 
+// Ready lists the slots whose networks wait for a sandbox.
+func (n *networkPart) Ready() []int {
+	var slots []int
+	for _, s := range n.pool.Ready() {
+		slots = append(slots, int(s))
+	}
+	return slots
+}
+
 // Reclaim claims each leftover slot while it removes it, so that no create can get it meanwhile.
 func (n *networkPart) Reclaim(ctx context.Context) ([]int, error) {
-	removed, err := n.maker.CleanupStaleNamespaces(ctx, n.slots)
+	n.leftovers.turn.Lock()
+	defer n.leftovers.turn.Unlock()
+	removed, err := n.maker.CleanupStaleNamespaces(ctx, n.leftovers)
 	slots := make([]int, 0, len(removed))
 	for _, s := range removed {
 		slots = append(slots, int(s))
@@ -107,4 +121,31 @@ func (n *networkPart) Reclaim(ctx context.Context) ([]int, error) {
 		n.maker.clean.Store(true)
 	}
 	return slots, err
+}
+
+// leftovers claims slots of which something is left. What cannot be removed stays claimed, so that no
+// sandbox meets it, and can be tried again.
+type leftovers struct {
+	*network.Allocator
+	// turn is whose reclaim it is; the claims are its.
+	turn   sync.Mutex
+	claims map[network.Slot]bool
+}
+
+// Claim is Allocator.Claim, or nil for what an earlier reclaim could not remove.
+func (l *leftovers) Claim(slot network.Slot) error {
+	if l.claims[slot] {
+		return nil
+	}
+	if err := l.Allocator.Claim(slot); err != nil {
+		return err
+	}
+	l.claims[slot] = true
+	return nil
+}
+
+// Release is Allocator.Release.
+func (l *leftovers) Release(slot network.Slot) error {
+	delete(l.claims, slot)
+	return l.Allocator.Release(slot)
 }

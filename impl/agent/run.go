@@ -59,7 +59,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	defer stop()
 	h := &host{cfg: cfg}
 	defer func() { err = errors.Join(err, h.close()) }()
-	if err := h.open(ctx, background); err != nil {
+	if err := h.open(ctx, background, listener.Addr().String()); err != nil {
 		if ctx.Err() != nil {
 			return nil // told to stop before it had begun
 		}
@@ -74,12 +74,12 @@ func Run(ctx context.Context, cfg Config) (err error) {
 }
 
 // open takes up the host's parts in the order in which close puts them down again.
-func (h *host) open(ctx, background context.Context) error {
+func (h *host) open(ctx, background context.Context, addr string) error {
 	var err error
 	if err := os.MkdirAll(h.cfg.Dir, 0o700); err != nil {
 		return fmt.Errorf("agent: make its directory: %w", err)
 	}
-	if h.unlock, err = lockHost(ctx, h.cfg.Dir); err != nil {
+	if h.unlock, err = lockHost(ctx, record{Dir: h.cfg.Dir, Addr: addr}); err != nil {
 		return err
 	}
 	if err := clearProbes(ctx, probeDir(h.cfg)); err != nil {
@@ -130,7 +130,7 @@ func (h *host) assemble(choice Choice, vmm *vmmPart) error {
 		return err
 	}
 	h.proxy = portproxy.NewHost(portproxy.HostConfig{Lookup: lookup(h.manager), Logger: h.cfg.Logger})
-	h.handler = &handler{manager: h.manager, disks: h.disks, choice: choice, version: Version, memoryMiB: memoryMiB}
+	h.handler = &handler{manager: h.manager, disks: h.disks, choice: choice, version: Version, memoryMiB: memoryMiB, networks: h.part}
 	return nil
 }
 

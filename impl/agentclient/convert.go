@@ -47,6 +47,13 @@ type Stage struct {
 	Duration time.Duration
 }
 
+// Network is a slot in use: a sandbox's, or with an empty SandboxID one that is kept ready.
+type Network struct {
+	Slot      int
+	SandboxID string
+	State     State
+}
+
 // CreateRequest says what to make. Zero VCPUs or MemoryMiB mean the template's default.
 type CreateRequest struct {
 	ID, Template      string

@@ -115,6 +115,19 @@ func existing() ([]Slot, error) {
 			add(ParseVeth(l.Attrs().Name))
 		}
 	}
+	routes, err := ourRoutes()
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range routes {
+		add(slotOf(r))
+	}
+	slices.Sort(slots)
+	return slices.Compact(slots), nil
+}
+
+// ourRoutes are those of the main table that have our protocol number, to whatever destination.
+func ourRoutes() ([]netlink.Route, error) {
 	ours := &netlink.Route{Protocol: routeProtocol, Table: unix.RT_TABLE_MAIN}
 	routes, err := whole(func() ([]netlink.Route, error) {
 		return netlink.RouteListFiltered(netlink.FAMILY_V4, ours, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
@@ -122,13 +135,16 @@ func existing() ([]Slot, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listing routes: %w", err)
 	}
-	for _, r := range routes {
-		if p, ok := prefixOf(r.Dst); ok && p.IsSingleIP() {
-			add(ParseHostIP(p.Addr()))
-		}
+	return routes, nil
+}
+
+// slotOf is the slot to whose host address, and nothing else, a route leads.
+func slotOf(r netlink.Route) (Slot, bool) {
+	p, ok := prefixOf(r.Dst)
+	if !ok || !p.IsSingleIP() {
+		return 0, false
 	}
-	slices.Sort(slots)
-	return slices.Compact(slots), nil
+	return ParseHostIP(p.Addr())
 }
 
 // whole repeats a listing that the kernel calls inconsistent because something was added or removed
