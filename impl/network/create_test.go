@@ -241,6 +241,8 @@ func TestN10_EveryIptablesCallWaits(t *testing.T) {
 	require.NoError(t, h.Setup(t.Context()))
 	shell(t, "iptables -w -F WRENN-INPUT")
 	require.NoError(t, h.Setup(t.Context()))
+	_, err = Inventory(t.Context())
+	require.NoError(t, err)
 	require.NoError(t, h.Teardown(t.Context()))
 	calls, err := os.ReadFile(log)
 	require.NoError(t, err)

@@ -57,7 +57,8 @@ func (h *Host) noteAndForward() error {
 	return writeSetting(ipForward, "1")
 }
 
-// restore does nothing when there is no note of this boot.
+// restore does nothing when there is no note of this boot. Forwarding that is off was turned off by somebody
+// since, and stays so.
 func (h *Host) restore() error {
 	bootID, err := readSetting("/proc/sys/kernel/random/boot_id")
 	if err != nil {
@@ -68,8 +69,14 @@ func (h *Host) restore() error {
 		return err
 	}
 	if note.BootID == bootID {
-		if err := writeSetting(ipForward, note.IPForward); err != nil {
+		now, err := readSetting(ipForward)
+		if err != nil {
 			return err
+		}
+		if now == "1" && note.IPForward != now {
+			if err := writeSetting(ipForward, note.IPForward); err != nil {
+				return err
+			}
 		}
 		if !note.NetnsMount {
 			if err := netns.Unprepare(); err != nil {
