@@ -170,7 +170,7 @@ func (c *Client) Networks(ctx context.Context) ([]Network, error) {
 	}
 	all := make([]Network, 0, len(res.GetNetworks()))
 	for _, n := range res.GetNetworks() {
-		all = append(all, Network{Slot: int(n.GetSlot()), SandboxID: n.GetSandboxId(), State: states[n.GetState()]})
+		all = append(all, Network{Slot: int(n.GetSlot()), SandboxID: n.GetSandboxId(), State: stateFromWire(n.GetState())})
 	}
 	return all, nil
 }

@@ -93,13 +93,10 @@ var bootPaths = map[hostagentv1.BootPath]string{
 
 func sandboxFromWire(s *hostagentv1.Sandbox) Sandbox {
 	out := Sandbox{
-		ID: s.GetId(), Template: s.GetTemplate(), State: states[s.GetState()], Failure: s.GetFailure(),
+		ID: s.GetId(), Template: s.GetTemplate(), State: stateFromWire(s.GetState()), Failure: s.GetFailure(),
 		StartedAt: timeFromWire(s.GetStartedAt()), Deadline: timeFromWire(s.GetDeadline()),
 		VCPUs: s.GetVcpus(), MemoryMiB: s.GetMemoryMib(), DiskMiB: s.GetDiskMib(),
 		BootPath: bootPaths[s.GetBootPath()], Metadata: s.GetMetadata(), EnvdVersion: s.GetEnvdVersion(),
-	}
-	if out.State == "" {
-		out.State = StateUnknown
 	}
 	if out.BootPath == "" {
 		out.BootPath = "unknown"
@@ -108,6 +105,13 @@ func sandboxFromWire(s *hostagentv1.Sandbox) Sandbox {
 		out.Stages = append(out.Stages, Stage{Name: stage.GetName(), Duration: stage.GetDuration().AsDuration()})
 	}
 	return out
+}
+
+func stateFromWire(s hostagentv1.SandboxState) State {
+	if known, ok := states[s]; ok {
+		return known
+	}
+	return StateUnknown
 }
 
 func createToWire(r CreateRequest) *hostagentv1.CreateSandboxRequest {
