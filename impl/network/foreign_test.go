@@ -118,7 +118,10 @@ func TestN06_InventoryListsOursAndNothingElse(t *testing.T) {
 	t.Cleanup(func() { require.NoError(t, h.Teardown(backgroundOf(t))) })
 	require.NoError(t, h.CreateNetwork(t.Context(), 7, Policy{}))
 	require.NoError(t, h.CreateReady(t.Context(), 8))
-	shell(t, "ip route add 10.11.0.77/32 dev wrenn-vethx proto 217; touch /run/netns/wrenn-ns-78; mount --bind /run/netns/wrenn-ns-7 /run/netns/wrenn-ns-7")
+	shell(t, "ip route add 10.11.0.77/32 dev wrenn-vethx proto 217; touch /run/netns/wrenn-ns-78")
+	for range 3 {
+		shell(t, "mount --bind /run/netns/wrenn-ns-7 /run/netns/wrenn-ns-7")
+	}
 	found, err := Inventory(t.Context())
 	require.NoError(t, err)
 	var got []string
