@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -30,13 +31,36 @@ func available(t *testing.T) int {
 	return 0
 }
 
+// nftRules counts the rules and sets of all families in the host's own namespace, whoever wrote them.
+func nftRules(t *testing.T) int {
+	t.Helper()
+	conn, err := nftables.New()
+	require.NoError(t, err)
+	chains, err := conn.ListChains()
+	require.NoError(t, err)
+	n := 0
+	for _, c := range chains {
+		found, err := conn.GetRules(c.Table, c)
+		require.NoError(t, err)
+		n += len(found)
+	}
+	tables, err := conn.ListTables()
+	require.NoError(t, err)
+	for _, table := range tables {
+		sets, err := conn.GetSets(table)
+		require.NoError(t, err)
+		n += len(sets)
+	}
+	return n
+}
+
 // TestN10_TheThousandthNetworkCostsWhatTheFirstDid makes as many as a minute allows, up to a number that
 // shows any growth.
 func TestN10_TheThousandthNetworkCostsWhatTheFirstDid(t *testing.T) {
 	need.Short(t, "it makes networks for up to a minute")
 	const least, most, edge = 500, 2000, 100
 	h := setUp(t)
-	before, rulesBefore, memory := census(t), rules(t), available(t)
+	before, rulesBefore, nftBefore, memory := census(t), rules(t), nftRules(t), available(t)
 	var took []time.Duration
 	for start := time.Now(); len(took) < most && (time.Since(start) < time.Minute || len(took) < least); {
 		began := time.Now()
@@ -46,6 +70,7 @@ func TestN10_TheThousandthNetworkCostsWhatTheFirstDid(t *testing.T) {
 	n := len(took)
 	each := (memory - available(t)) / n
 	assert.Equal(t, rulesBefore, rules(t))
+	assert.Equal(t, nftBefore, nftRules(t))
 
 	began := time.Now()
 	cleared, err := h.CleanupStaleNamespaces(t.Context(), newAllocator(t, MaxSlot))

@@ -41,10 +41,15 @@ func (h *Host) make(ctx context.Context, act string, slot Slot, steps []step.Ste
 	return nil
 }
 
-// CreateSteps lists what CreateNetwork does, for one run. The namespace comes first and, in the undos,
-// last: its name is the sign that the slot has, or had, a network.
+// CreateSteps lists what CreateNetwork does, for one run.
 func (h *Host) CreateSteps(slot Slot, policy Policy) []step.Step {
 	s := &site{slot: slot, resolvers: h.cfg.Resolvers}
+	return append(s.bareSteps(), h.policySteps(s, policy)...)
+}
+
+// bareSteps make a network without a policy. The namespace comes first and, in the undos, last: its name is
+// the sign that the slot has, or had, a network.
+func (s *site) bareSteps() []step.Step {
 	return []step.Step{
 		ours("netns", s.makeNetns, s.removeNetns),
 		{Name: "sysctl", Do: plain(s.inside(setKernel))},
@@ -54,6 +59,12 @@ func (h *Host) CreateSteps(slot Slot, policy Policy) []step.Step {
 		{Name: "tap", Do: plain(s.inside(makeTap))},
 		ours("route", s.addRoute, s.removeRoute),
 		{Name: "nat", Do: plain(s.inside(s.writeNAT))},
+	}
+}
+
+// policySteps give a bare network its policy.
+func (h *Host) policySteps(s *site, policy Policy) []step.Step {
+	return []step.Step{
 		{Name: "egress", Do: plain(s.inside(func() error { return s.writeEgress(policy) }))},
 	}
 }

@@ -9,8 +9,11 @@ import (
 	"wrenn/impl/step"
 )
 
-// ReadyAct is the act under which the steps of CreateReady run.
-const ReadyAct = "network.ready"
+// The acts under which the steps of CreateReady and HandOver run.
+const (
+	ReadyAct    = "network.ready"
+	HandOverAct = "network.handover"
+)
 
 // CreateReady makes the network of a slot ahead of need: all of it but the policy. Until HandOver nothing
 // passes it in either direction, not even connections that the host opens. On an error nothing is left,
@@ -22,11 +25,10 @@ func (h *Host) CreateReady(ctx context.Context, slot Slot) error {
 	return h.make(ctx, ReadyAct, slot, h.ReadySteps(slot))
 }
 
-// ReadySteps lists what CreateReady does, for one run: the steps of CreateSteps with another last one.
+// ReadySteps lists what CreateReady does, for one run: the steps of CreateSteps with another end.
 func (h *Host) ReadySteps(slot Slot) []step.Step {
-	s := &site{slot: slot}
-	steps := h.CreateSteps(slot, Policy{})
-	return append(steps[:len(steps)-1], step.Step{Name: "closed", Do: plain(s.inside(stopForwarding))})
+	s := &site{slot: slot, resolvers: h.cfg.Resolvers}
+	return append(s.bareSteps(), step.Step{Name: "closed", Do: plain(s.inside(func() error { return forward("0") }))})
 }
 
 // HandOver gives a network that CreateReady made its policy: before it the network is closed, after it the
@@ -35,24 +37,18 @@ func (h *Host) ReadySteps(slot Slot) []step.Step {
 //
 // Closed is a network by not forwarding, rather than by rules: to change rules that are there makes the
 // kernel wait some ten milliseconds until no packet uses the old ones, as long as a whole network takes.
-func (h *Host) HandOver(_ context.Context, slot Slot, policy Policy) error {
+func (h *Host) HandOver(ctx context.Context, slot Slot, policy Policy) error {
 	if err := errors.Join(slot.Check(), policy.Check()); err != nil {
-		return fmt.Errorf("handing over a ready network: %w", err)
+		return fmt.Errorf("%s: %w", HandOverAct, err)
 	}
+	return h.make(ctx, HandOverAct, slot, h.HandOverSteps(slot, policy))
+}
+
+// HandOverSteps lists what HandOver does, for one run.
+func (h *Host) HandOverSteps(slot Slot, policy Policy) []step.Step {
 	s := &site{slot: slot, resolvers: h.cfg.Resolvers}
-	if err := s.stillThere(); err != nil {
-		return fmt.Errorf("handing over the ready network of slot %d: %w", slot, err)
-	}
-	open := func() error {
-		if err := s.writeEgress(policy); err != nil {
-			return err
-		}
-		return writeSettings(setting{path: ipForward, value: "1"})
-	}
-	if err := s.inside(open)(); err != nil {
-		return fmt.Errorf("handing over the ready network of slot %d: %w", slot, err)
-	}
-	return nil
+	steps := append([]step.Step{{Name: "look", Do: plain(s.stillThere)}}, h.policySteps(s, policy)...)
+	return append(steps, step.Step{Name: "open", Do: plain(s.inside(func() error { return forward("1") }))})
 }
 
 // stillThere looks whether somebody took the host's half away while the network waited, perhaps for hours:
@@ -64,5 +60,5 @@ func (s *site) stillThere() error {
 	return nil
 }
 
-// stopForwarding runs in the namespace.
-func stopForwarding() error { return writeSettings(setting{path: ipForward, value: "0"}) }
+// forward runs in the namespace: "1" lets packets through it, as far as the rules do.
+func forward(value string) error { return writeSettings(setting{path: ipForward, value: value}) }

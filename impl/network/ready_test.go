@@ -118,6 +118,16 @@ func TestN04_AnErrorAtAnyStepOfAReadyNetworkLeavesNothing(t *testing.T) {
 		require.ErrorContains(t, err, ReadyAct+": step "+name)
 		assert.Equal(t, before, census(t), "after %s", name)
 	}
+	for i, name := range step.Names(h.HandOverSteps(82, Policy{})) {
+		require.NoError(t, h.CreateReady(t.Context(), 82))
+		steps := h.HandOverSteps(82, Policy{AllowInternet: true})
+		do := steps[i].Do
+		steps[i].Do = func(ctx context.Context) error { return fmt.Errorf("boom: %w", do(ctx)) }
+		_, err := step.Run(t.Context(), HandOverAct, steps)
+		require.ErrorContains(t, err, HandOverAct+": step "+name)
+		require.NoError(t, h.RemoveNetwork(t.Context(), 82))
+		assert.Equal(t, before, census(t), "after %s", name)
+	}
 	require.ErrorIs(t, h.CreateReady(t.Context(), 32768), ErrInvalidSlot)
 	require.ErrorIs(t, h.HandOver(t.Context(), 0, Policy{}), ErrInvalidSlot)
 }
