@@ -1,7 +1,6 @@
 package network_test
 
 import (
-	"fmt"
 	"net"
 	"slices"
 	"strings"
@@ -188,5 +187,5 @@ func TestN06_TwoThousandStaleNetworksDoNotDelayTheStart(t *testing.T) {
 	s.Stop()
 	before.Same(t)
 	assert.Equal(t, rulesBefore, saved(t))
-	assert.Equal(t, "-N WRENN-FORWARD\n", shell(t, "ip netns exec mine iptables -w -S | grep WRENN"), fmt.Sprint("inside another's namespace"))
+	assert.Equal(t, "-N WRENN-FORWARD\n", shell(t, "ip netns exec mine iptables -w -S | grep WRENN"), "inside another's namespace")
 }

@@ -152,12 +152,12 @@ func TestN02_NoSlotIsHeldTwiceAtOnce(t *testing.T) {
 	for worker := range 16 {
 		wg.Go(func() {
 			for i := range 500 {
-				s, err := Slot((worker*31+i*7)%count+1), error(nil)
+				acquire := a.Acquire
 				if i%3 == 0 {
-					err = a.Claim(s)
-				} else {
-					s, err = a.Acquire()
+					s := Slot((worker*31+i*7)%count + 1)
+					acquire = func() (Slot, error) { return s, a.Claim(s) }
 				}
+				s, err := acquire()
 				if errors.Is(err, ErrSlotInUse) || errors.Is(err, ErrNoFreeSlot) {
 					continue
 				}

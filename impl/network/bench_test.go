@@ -104,9 +104,9 @@ func TestN04_CostsAreInOrder(t *testing.T) {
 	h := setUp(t)
 	open := Policy{AllowInternet: true}
 	took := map[string][]time.Duration{}
-	timed := func(way string, make func()) {
+	timed := func(way string, create func()) {
 		start := time.Now()
-		make()
+		create()
 		took[way] = append(took[way], time.Since(start))
 		require.NoError(t, h.RemoveNetwork(t.Context(), 1))
 	}

@@ -162,14 +162,14 @@ func TestN02_ACreateTakesAReadyNetworkByItsPolicyAlone(t *testing.T) {
 		p.Start()
 		synctest.Wait()
 		require.Equal(t, map[Slot]string{1: "closed", 2: "closed", 3: "closed"}, p.now())
-		assert.Equal(t, []Slot{1, 2, 3}, p.Pool.Ready())
+		assert.Equal(t, []Slot{1, 2, 3}, p.Ready())
 		slot := p.reserve(t)
 		assert.Equal(t, Slot(1), slot, "the oldest first")
 		require.NoError(t, p.Create(t.Context(), slot, Policy{AllowInternet: true}))
 		synctest.Wait()
 		assert.Equal(t, []string{"hand over 1", "ready 4"}, p.acts())
 		assert.Equal(t, fmt.Sprint(Policy{AllowInternet: true}), p.now()[1])
-		assert.Equal(t, []Slot{2, 3, 4}, p.Pool.Ready())
+		assert.Equal(t, []Slot{2, 3, 4}, p.Ready())
 		p.end(t, slot)
 		synctest.Wait()
 		assert.Equal(t, []string{"remove 1"}, p.acts())
@@ -219,7 +219,7 @@ func TestN04_ANetworkThatFailsTheHandOverIsReplaced(t *testing.T) {
 func TestN01_TheLastSlotsAreTheCreates(t *testing.T) {
 	inBubble(t, 5, 3, func(t *testing.T, p *pooled) {
 		p.begin(t)
-		require.Len(t, p.Pool.Ready(), 3, "more ready networks than slots")
+		require.Len(t, p.Ready(), 3, "more ready networks than slots")
 		var slots []Slot
 		for range 3 {
 			slots = append(slots, p.reserve(t))
@@ -231,11 +231,11 @@ func TestN01_TheLastSlotsAreTheCreates(t *testing.T) {
 			require.NoError(t, p.Create(t.Context(), s, Policy{}))
 		}
 		synctest.Wait()
-		assert.Empty(t, p.Pool.Ready())
+		assert.Empty(t, p.Ready())
 		assert.Empty(t, p.log.String(), "that all slots are in use is no fault")
 		p.end(t, slots[1])
 		synctest.Wait()
-		assert.Len(t, p.Pool.Ready(), 1, "what is freed is made ready")
+		assert.Len(t, p.Ready(), 1, "what is freed is made ready")
 		slots[1] = p.reserve(t)
 		for _, s := range slots {
 			p.end(t, s)
@@ -296,7 +296,7 @@ func TestN02_ErrorsInFillingBackOffAndAreLoggedOnce(t *testing.T) {
 		p.set("ready", nil)
 		time.Sleep(2 * time.Minute)
 		synctest.Wait()
-		assert.Len(t, p.Pool.Ready(), 2)
+		assert.Len(t, p.Ready(), 2)
 		assert.Equal(t, 1, strings.Count(p.log.String(), "need again"), p.log.String())
 		for slot, is := range p.now() {
 			if is != "closed" {
@@ -312,7 +312,7 @@ func TestN05_WhatThePoolCannotRemoveKeepsItsSlot(t *testing.T) {
 		p.set("remove", errors.New("busy"))
 		require.ErrorContains(t, p.Close(t.Context()), "busy")
 		assert.Equal(t, 1, p.cfg.Slots.Held())
-		p.kernel.networks[1] = "left" // for the checks at the end
+		p.networks[1] = "left" // for the checks at the end
 	})
 }
 
