@@ -55,3 +55,28 @@ func TestN02_CreatesTakeReadyNetworks(t *testing.T) {
 	s.Stop()
 	before.Same(t)
 }
+
+// TestN06_ThePoolOfAKilledAgentIsReclaimed kills the agent with ready networks, once with a sandbox beside
+// them, and starts the next one.
+func TestN06_ThePoolOfAKilledAgentIsReclaimed(t *testing.T) {
+	dir := harness.Dir(t)
+	before := harness.Take(t)
+	s := start(t, dir, "--ready-networks", "3")
+	box := s.Create()
+	for range 2 {
+		old := withReady(t, dir, 3)
+		s.Kill()
+		s = start(t, dir, "--ready-networks", "3")
+		found := withReady(t, dir, 3)
+		_, was := old.kinds("ready", "")
+		_, is := found.kinds("ready", "")
+		t.Logf("ready networks before %v and after %v", was, is)
+		require.Eventually(t, func() bool { found, _ = doctor(t, dir); return len(found.Orphans) == 0 }, harness.Patience, 50*time.Millisecond)
+		kinds, _ := found.kinds("sandbox", box.SandboxID)
+		assert.Equal(t, wholeNetwork, kinds)
+		assert.Equal(t, "ok\n", s.Exec(box, "echo", "ok"))
+	}
+	require.NoError(t, s.Client.Kill(t.Context(), box.SandboxID))
+	s.Stop()
+	before.Same(t)
+}

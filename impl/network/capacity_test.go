@@ -62,10 +62,13 @@ func TestN10_TheThousandthNetworkCostsWhatTheFirstDid(t *testing.T) {
 	h := setUp(t)
 	before, rulesBefore, nftBefore, memory := census(t), rules(t), nftRules(t), available(t)
 	var took []time.Duration
-	for start := time.Now(); len(took) < most && (time.Since(start) < time.Minute || len(took) < least); {
+	create := func() {
 		began := time.Now()
 		require.NoError(t, h.CreateNetwork(t.Context(), Slot(len(took)+1), Policy{AllowInternet: true}))
 		took = append(took, time.Since(began))
+	}
+	for start := time.Now(); len(took) < most && (time.Since(start) < time.Minute || len(took) < least); {
+		create()
 	}
 	n := len(took)
 	each := (memory - available(t)) / n
@@ -79,10 +82,16 @@ func TestN10_TheThousandthNetworkCostsWhatTheFirstDid(t *testing.T) {
 	removal := time.Since(began)
 	assert.Equal(t, before, census(t))
 
-	first, last := median(took[:edge]), median(took[n-edge:])
-	t.Logf("%d networks, some %d KiB each: p50 of the first %d %v, of the last %v (%.2f times); all removed in %v",
-		n, each, edge, first, last, float64(last)/float64(first), removal)
-	assert.LessOrEqual(t, last, 2*first)
+	// The load on the machine may have changed since the first: what the same costs now on an empty host counts too.
+	for range edge {
+		create()
+	}
+	_, err = h.CleanupStaleNamespaces(t.Context(), newAllocator(t, MaxSlot))
+	require.NoError(t, err)
+	first, last, after := median(took[:edge]), median(took[n-edge:n]), median(took[n:])
+	t.Logf("%d networks, some %d KiB each: p50 of the first %d %v, of the last %v, of as many on the host emptied again %v; all removed in %v",
+		n, each, edge, first, last, after, removal)
+	assert.LessOrEqual(t, last, 2*max(first, after))
 }
 
 func median(took []time.Duration) time.Duration {
