@@ -134,7 +134,7 @@ func TestN06_DoctorAndReclaimBesideAnAgent(t *testing.T) {
 	planted.Same(t)
 
 	out, errOut, code = wrenn(t, dir, nil, "reclaim", "--yes")
-	assert.Equal(t, "removed 3 networks\n", out)
+	assert.Equal(t, "networks removed: 3\n", out)
 	require.Zero(t, code, errOut)
 	shell(t, "ip netns del wrenn-ns-abc") // which is still there
 	whole.Same(t)
@@ -177,7 +177,7 @@ func TestN06_DoctorAndReclaimWithoutAnAgent(t *testing.T) {
 	require.NoError(t, os.RemoveAll(broken))
 
 	out, errOut, code := wrenn(t, dir, nil, "reclaim", "--yes")
-	assert.Equal(t, "removed 3 networks\n", out)
+	assert.Equal(t, "networks removed: 3\n", out)
 	require.Zero(t, code, errOut)
 	found, code = doctor(t, dir)
 	assert.Zero(t, code)

@@ -63,7 +63,7 @@ func doctorNetwork(cmd *cobra.Command, o *options) error {
 		err = s.print(cmd.OutOrStdout())
 	}
 	if err == nil && len(s.Orphans) > 0 {
-		err = fmt.Errorf("%d networks belong to nobody; `wrenn reclaim` shows what would clear them", len(s.Orphans))
+		err = fmt.Errorf("networks that belong to nobody: %d; `wrenn reclaim` shows them, and clears them with --yes", len(s.Orphans))
 	}
 	return err
 }
@@ -307,7 +307,7 @@ func printReclaimed(w io.Writer, done agent.Reclaimed, asJSON bool) error {
 	if asJSON {
 		return printJSON(w, done)
 	}
-	_, err := fmt.Fprintf(w, "removed %d networks\n", len(done.Slots))
+	_, err := fmt.Fprintf(w, "networks removed: %d\n", len(done.Slots))
 	if done.Host {
 		_, _ = fmt.Fprintln(w, "no sandbox is left, so the host is as it was before Wrenn")
 	}

@@ -175,7 +175,7 @@ func chainObjects() ([]Object, error) {
 		if err != nil {
 			return nil, fmt.Errorf("listing chain %s: %w", c.name, err)
 		}
-		all = append(all, Object{Kind: "chain", Name: c.table + " " + c.name, Detail: fmt.Sprintf("%d rules", len(present))})
+		all = append(all, Object{Kind: "chain", Name: c.table + " " + c.name, Detail: fmt.Sprintf("rules: %d", len(present))})
 	}
 	return all, nil
 }
