@@ -46,12 +46,6 @@ func lockHost(ctx context.Context, mine record) (unlock func() error, err error)
 			err = errors.Join(err, os.Remove(lockPath), f.Close())
 		}
 	}()
-	if err := f.Truncate(0); err != nil {
-		return nil, fmt.Errorf("agent: write the host's lock: %w", err)
-	}
-	if _, err := fmt.Fprintf(f, "%d", os.Getpid()); err != nil {
-		return nil, fmt.Errorf("agent: write the host's lock: %w", err)
-	}
 	if err := succeed(ctx, mine); err != nil {
 		return nil, err
 	}
@@ -91,12 +85,24 @@ func takeLock() (*os.File, error) {
 			return nil, errors.Join(fmt.Errorf("agent: look at the host's lock: %w", err), f.Close())
 		}
 		if now, err := os.Stat(lockPath); err == nil && os.SameFile(mine, now) {
-			return f, nil
+			return signed(f)
 		}
 		if err := f.Close(); err != nil {
 			return nil, fmt.Errorf("agent: close the host's lock: %w", err)
 		}
 	}
+}
+
+// signed writes into the lock who has it, for whoever is refused.
+func signed(lock *os.File) (*os.File, error) {
+	err := lock.Truncate(0)
+	if err == nil {
+		_, err = fmt.Fprintf(lock, "%d", os.Getpid())
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("agent: write the host's lock: %w", err), os.Remove(lockPath), lock.Close())
+	}
+	return lock, nil
 }
 
 // agentRuns reports whether a process has the host's lock.

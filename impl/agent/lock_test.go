@@ -6,6 +6,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -65,4 +66,48 @@ func TestF01_SandboxesOfAnotherDirectoryAreNotTakenOver(t *testing.T) {
 	unlock, err = lockHost(t.Context(), record{Dir: second})
 	require.NoError(t, err)
 	require.NoError(t, unlock())
+}
+
+// TestN06_LookingAtTheLockHindersNobody: `wrenn doctor` looks while agents start.
+func TestN06_LookingAtTheLockHindersNobody(t *testing.T) {
+	need.Root(t)
+	runs, err := agentRuns()
+	require.NoError(t, err)
+	assert.False(t, runs)
+	stop := make(chan struct{})
+	var looking sync.WaitGroup
+	for range 2 {
+		looking.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				case <-time.After(100 * time.Microsecond):
+					_, err := agentRuns()
+					assert.NoError(t, err)
+				}
+			}
+		})
+	}
+	dir := t.TempDir()
+	for range 50 {
+		unlock, err := lockHost(t.Context(), record{Dir: dir, Addr: "127.0.0.1:1"})
+		if !assert.NoError(t, err) {
+			break
+		}
+		addr, of, runs, err := Running()
+		assert.NoError(t, err)
+		assert.True(t, runs)
+		assert.Equal(t, []string{"127.0.0.1:1", dir}, []string{addr, of})
+		assert.NoError(t, unlock())
+	}
+	close(stop)
+	looking.Wait()
+
+	// A lock that a crash left is nobody's, and its address not to be asked.
+	require.NoError(t, os.WriteFile(lockPath, []byte("1"), 0o600))
+	defer os.Remove(lockPath)
+	_, _, runs, err = Running()
+	require.NoError(t, err)
+	assert.False(t, runs)
 }
