@@ -56,7 +56,7 @@ func lockHost(ctx context.Context, mine record) (unlock func() error, err error)
 var errHeld = errors.New("another agent runs on this host")
 
 // lockTries is how often takeLock tries: runningAgent has the lock for microseconds when it looks.
-const lockTries = 5
+const lockTries = 10
 
 // takeLock locks the file at lockPath. Its last holder removes it, so what was opened may no longer be the
 // file that others would open: then it is no lock.
