@@ -150,6 +150,7 @@ func TestN06_TwoThousandStaleNetworksDoNotDelayTheStart(t *testing.T) {
 
 	shell(t, foreign)
 	t.Cleanup(func() { shell(t, noForeign) })
+	require.Eventually(t, func() bool { return !strings.Contains(shell(t, "ip -o link"), "NO-CARRIER") }, harness.Patience, 5*time.Millisecond)
 	before, rulesBefore := harness.Take(t), saved(t)
 	begun = time.Now()
 	plant(t, stale)

@@ -1,7 +1,9 @@
 package network
 
 import (
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -52,6 +54,16 @@ func foreignObjects(t *testing.T) {
 			ip link del wrenn-veth-7
 			for n in wrenn-ns-abc wrenn-ns-07 wrenn-ns-0 mine; do ip netns del $n; done`)
 	})
+	settled(t)
+}
+
+// settled waits until the kernel has noticed that links which are up have a carrier, which it does a moment
+// after.
+func settled(t *testing.T) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		return !strings.Contains(shell(t, "ip -o link; ip netns exec mine ip -o link 2>/dev/null || true"), "NO-CARRIER")
+	}, patience, 5*time.Millisecond)
 }
 
 // TestN03_WhatOthersMadeSurvivesToTheByte goes through everything that a host does for networks, with slots

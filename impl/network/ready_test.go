@@ -190,6 +190,7 @@ func TestN06_ThePoolOfACrashedAgentIsReclaimed(t *testing.T) {
 func TestN06_TheReadyNetworksOfALivingPoolAreNotStale(t *testing.T) {
 	h := setUp(t)
 	p := newPool(t, h, 3)
+	settled(t)
 	before := census(t)
 	got, err := h.CleanupStaleNamespaces(t.Context(), p.cfg.Slots)
 	require.NoError(t, err)
