@@ -17,7 +17,12 @@ func TestMain(m *testing.M) { harness.Main(m) }
 // BenchmarkCreate makes and ends sandboxes one after the other through the API and reports the median of
 // every stage in milliseconds. "outside" is what neither the VMM nor the guest takes: our own share.
 func BenchmarkCreate(b *testing.B) {
-	s := harness.Start(b, harness.Dir(b))
+	for name, ready := range map[string]string{"network=cold": "0", "network=ready": "4"} {
+		b.Run(name, func(b *testing.B) { benchmarkCreate(b, harness.Start(b, harness.Dir(b), "--ready-networks", ready)) })
+	}
+}
+
+func benchmarkCreate(b *testing.B, s *harness.System) {
 	stages := map[string][]float64{}
 	for b.Loop() {
 		box := s.Create()

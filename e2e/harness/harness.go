@@ -124,7 +124,8 @@ func launch(tb testing.TB, h *Host, dir string, flags ...string) *System {
 	bin := need.File(tb, "build", Build(tb, "bin/wrenn"), "run `make build`")
 	need.File(tb, "image", Build(tb, "image/templates/base/rootfs.ext4"), "run `make image`")
 	knowProbes(tb, filepath.Join(dir, "agent"))
-	args := append([]string{"up", "--dir", dir, "--verbose", "--api-listen", "127.0.0.1:0", "--sandbox-listen", "127.0.0.1:0", "--agent-listen", "127.0.0.1:0", "--boot-timeout", bootTimeout}, flags...)
+	// Ready networks come and go by themselves; without them a census knows what has to be there.
+	args := append([]string{"up", "--dir", dir, "--verbose", "--ready-networks", "0", "--api-listen", "127.0.0.1:0", "--sandbox-listen", "127.0.0.1:0", "--agent-listen", "127.0.0.1:0", "--boot-timeout", bootTimeout}, flags...)
 	if vmm := os.Getenv("WRENN_E2E_VMM"); vmm != "" {
 		args = append(args, "--vmm", vmm)
 	}

@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"path/filepath"
 	"time"
+
+	"wrenn/impl/network"
 )
 
 // Config is what an agent is started with.
@@ -32,6 +34,11 @@ type Config struct {
 	MemoryMiB int
 	// ReadyDisks is how many copies of a used template's disk are kept ready.
 	ReadyDisks int
+	// ReadyNetworks is how many networks are kept ready for the next creates.
+	ReadyNetworks int
+	// Slots is how many networks there may be at once, ready ones included; 0 means network.MaxSlot, all
+	// that the addresses suffice for. Sandboxes that are taken over are never refused.
+	Slots int
 	// Resolvers are the name servers of guests; none means the host's own.
 	Resolvers []netip.Addr
 	// Egress is the sustained rate and the burst of what a guest sends, in bytes per second and bytes;
@@ -83,6 +90,12 @@ func (c Config) check() error {
 	}
 	if err := c.checkLimits(); err != nil {
 		return err
+	}
+	if c.Slots < 0 || c.Slots > int(network.MaxSlot) {
+		return fmt.Errorf("agent: slots %d must be 1 to %d, or 0 for all", c.Slots, network.MaxSlot)
+	}
+	if c.ReadyNetworks < 0 {
+		return fmt.Errorf("agent: ready-networks %d must be 0 or more", c.ReadyNetworks)
 	}
 	if c.Logger == nil {
 		return errors.New("agent: a logger must be set")

@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 
 	"github.com/spf13/pflag"
+
+	"wrenn/impl/network"
 )
 
 // DefaultDir is where an agent, or `wrenn up`, keeps its data.
@@ -19,6 +21,8 @@ func (c *Config) Flags(f *pflag.FlagSet) {
 	f.StringVar(&c.FirecrackerQEMU, "firecracker-qemu", beside("firecracker-qemu"), "its stand-in on QEMU")
 	f.IntVar(&c.MemoryMiB, "memory", 0, "MiB that all guests together may have (default 85 % of the host's)")
 	f.IntVar(&c.ReadyDisks, "ready-disks", 2, "disk copies kept ready per template")
+	f.IntVar(&c.ReadyNetworks, "ready-networks", network.DefaultReady, "networks kept ready for the next creates")
+	f.IntVar(&c.Slots, "slots", int(network.MaxSlot), "networks, and so sandboxes, that there may be at once")
 	f.Int64Var(&c.EgressRate, "egress-rate", DefaultEgressRate, "bytes per second that a guest may send, unless it is created with less; 0 for no limit")
 	f.Int64Var(&c.EgressBurst, "egress-burst", DefaultEgressBurst, "bytes that it may send at once")
 	f.Int64Var(&c.IngressRate, "ingress-rate", 0, "bytes per second that a guest may receive; 0 for no limit")

@@ -30,6 +30,13 @@ type handler struct {
 	choice    Choice
 	version   string
 	memoryMiB int
+	networks  networkKeeper
+}
+
+// networkKeeper is what the handler asks of a networkPart.
+type networkKeeper interface {
+	Ready() []int
+	Reclaim(ctx context.Context) ([]int, error)
 }
 
 func (h *handler) Ping(context.Context, *connect.Request[hostagentv1.PingRequest]) (*connect.Response[hostagentv1.PingResponse], error) {
@@ -105,6 +112,31 @@ func (h *handler) GetSandboxLogs(_ context.Context, r *connect.Request[hostagent
 		return nil, toWireError(err)
 	}
 	return connect.NewResponse(&hostagentv1.GetSandboxLogsResponse{Console: console}), nil
+}
+
+func (h *handler) ListNetworks(context.Context, *connect.Request[hostagentv1.ListNetworksRequest]) (*connect.Response[hostagentv1.ListNetworksResponse], error) {
+	var out hostagentv1.ListNetworksResponse
+	for _, slot := range h.networks.Ready() {
+		out.Networks = append(out.Networks, &hostagentv1.Network{Slot: uint32(slot)})
+	}
+	for _, info := range h.manager.List() {
+		if info.Slot != 0 {
+			out.Networks = append(out.Networks, &hostagentv1.Network{Slot: uint32(info.Slot), SandboxId: info.ID, State: states[info.State]})
+		}
+	}
+	return connect.NewResponse(&out), nil
+}
+
+func (h *handler) ReclaimNetworks(ctx context.Context, _ *connect.Request[hostagentv1.ReclaimNetworksRequest]) (*connect.Response[hostagentv1.ReclaimNetworksResponse], error) {
+	slots, err := h.networks.Reclaim(ctx)
+	if err != nil {
+		return nil, toWireError(err)
+	}
+	var out hostagentv1.ReclaimNetworksResponse
+	for _, slot := range slots {
+		out.Slots = append(out.Slots, uint32(slot))
+	}
+	return connect.NewResponse(&out), nil
 }
 
 // lookup tells the port proxy where a sandbox is.

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -145,6 +146,41 @@ func TestA01_ErrorsAreCodedOnce(t *testing.T) {
 
 	s.handler.choice = Choice{Err: errors.New("no VMM")}
 	assert.Equal(t, connect.CodeUnavailable, code(func(r *hostagentv1.CreateSandboxRequest) { r.Id = "y" }))
+}
+
+// keeper has two ready networks and leftovers in slots of its choice.
+type keeper struct {
+	slots []int
+	err   error
+}
+
+func (k keeper) Ready() []int { return []int{8, 9} }
+func (k keeper) Reclaim(ctx context.Context) ([]int, error) {
+	return k.slots, errors.Join(k.err, ctx.Err())
+}
+
+func TestN06_NetworksAreListedAndReclaimedByRPC(t *testing.T) {
+	s := serve(t)
+	s.handler.networks = keeper{slots: []int{3, 5}}
+	_, err := s.CreateSandbox(t.Context(), createRequest("one"))
+	require.NoError(t, err)
+	list, err := s.ListNetworks(t.Context(), connect.NewRequest(&hostagentv1.ListNetworksRequest{}))
+	require.NoError(t, err)
+	var got []string
+	for _, n := range list.Msg.GetNetworks() {
+		got = append(got, fmt.Sprint(n.GetSlot(), n.GetSandboxId(), n.GetState()))
+	}
+	slot := s.manager.List()[0].Slot
+	assert.Equal(t, []string{
+		"8SANDBOX_STATE_UNSPECIFIED", "9SANDBOX_STATE_UNSPECIFIED", fmt.Sprint(slot, "oneSANDBOX_STATE_RUNNING"),
+	}, got)
+	done, err := s.ReclaimNetworks(t.Context(), connect.NewRequest(&hostagentv1.ReclaimNetworksRequest{}))
+	require.NoError(t, err)
+	assert.Equal(t, []uint32{3, 5}, done.Msg.GetSlots())
+	s.handler.networks = keeper{err: errors.New("busy")}
+	_, err = s.ReclaimNetworks(t.Context(), connect.NewRequest(&hostagentv1.ReclaimNetworksRequest{}))
+	assert.Equal(t, connect.CodeInternal, connect.CodeOf(err))
+	require.ErrorContains(t, err, "busy")
 }
 
 func TestA01_NobodyWithoutTheToken(t *testing.T) {

@@ -89,12 +89,11 @@ func realGround(t *testing.T, image, binary string) sandboxtest.Ground {
 	disks, err := rootfs.NewStore(rootfs.Config{ImageDir: image, ReadyDir: filepath.Join(dir, "ready"), Logger: logger})
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, disks.Close()) })
-	part := &networkPart{host: host}
+	part := &networkPart{}
 	restart := func() {
-		slots, err := network.NewAllocator(network.MaxSlot)
+		fresh, err := newNetworkPart(cfg, host)
 		require.NoError(t, err)
-		part.slots = slots
-		part.clean.Store(false)
+		*part = *fresh
 	}
 	restart()
 	return sandboxtest.Ground{

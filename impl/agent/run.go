@@ -58,7 +58,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	defer stop()
 	h := &host{cfg: cfg}
 	defer func() { err = errors.Join(err, h.close()) }()
-	if err := h.open(ctx, background); err != nil {
+	if err := h.open(ctx, background, listener.Addr().String()); err != nil {
 		if ctx.Err() != nil {
 			return nil // told to stop before it had begun
 		}
@@ -73,12 +73,12 @@ func Run(ctx context.Context, cfg Config) (err error) {
 }
 
 // open takes up the host's parts in the order in which close puts them down again.
-func (h *host) open(ctx, background context.Context) error {
+func (h *host) open(ctx, background context.Context, addr string) error {
 	var err error
 	if err := os.MkdirAll(h.cfg.Dir, 0o700); err != nil {
 		return fmt.Errorf("agent: make its directory: %w", err)
 	}
-	if h.unlock, err = lockHost(ctx, h.cfg.Dir); err != nil {
+	if h.unlock, err = lockHost(ctx, record{Dir: h.cfg.Dir, Addr: addr}); err != nil {
 		return err
 	}
 	if err := clearProbes(ctx, probeDir(h.cfg)); err != nil {
@@ -108,11 +108,9 @@ func (h *host) open(ctx, background context.Context) error {
 	if err != nil {
 		return err
 	}
-	slots, err := network.NewAllocator(network.MaxSlot)
-	if err != nil {
+	if h.part, err = newNetworkPart(h.cfg, h.network); err != nil {
 		return err
 	}
-	h.part = &networkPart{host: h.network, slots: slots}
 	return h.assemble(choice, &vmmPart{choice: choice, resolvers: resolvers, logger: h.cfg.Logger, background: background})
 }
 
@@ -131,7 +129,7 @@ func (h *host) assemble(choice Choice, vmm *vmmPart) error {
 		return err
 	}
 	h.proxy = portproxy.NewHost(portproxy.HostConfig{Lookup: lookup(h.manager), Logger: h.cfg.Logger})
-	h.handler = &handler{manager: h.manager, disks: h.disks, choice: choice, version: Version, memoryMiB: memoryMiB}
+	h.handler = &handler{manager: h.manager, disks: h.disks, choice: choice, version: Version, memoryMiB: memoryMiB, networks: h.part}
 	return nil
 }
 
@@ -147,6 +145,7 @@ func (h *host) serve(ctx context.Context, listener net.Listener, finish func(con
 		defer close(recovered)
 		h.reportRecovery(finish(ctx))
 		h.fillDisks()
+		h.part.pool.Start()
 	}()
 	addr := listener.Addr().(*net.TCPAddr).AddrPort() //nolint:forcetypeassert // net.Listen("tcp") gives no other
 	h.cfg.Logger.Info("agent listens", "addr", addr, "vmm", h.handler.choice.Name)
@@ -185,6 +184,11 @@ func (h *host) close() error {
 	var errs []error
 	if h.disks != nil {
 		errs = append(errs, h.disks.Close())
+	}
+	if h.part != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
+		defer cancel()
+		errs = append(errs, h.part.pool.Close(ctx))
 	}
 	if h.network != nil {
 		errs = append(errs, h.network.Close())

@@ -67,6 +67,32 @@ func (a *agent) GetSandboxLogs(_ context.Context, r *connect.Request[hostagentv1
 	return connect.NewResponse(&hostagentv1.GetSandboxLogsResponse{Console: []byte("boot\n")}), a.err
 }
 
+func (a *agent) ListNetworks(context.Context, *connect.Request[hostagentv1.ListNetworksRequest]) (*connect.Response[hostagentv1.ListNetworksResponse], error) {
+	return connect.NewResponse(&hostagentv1.ListNetworksResponse{Networks: []*hostagentv1.Network{
+		{Slot: 7, SandboxId: "abc", State: hostagentv1.SandboxState_SANDBOX_STATE_RUNNING}, {Slot: 32767},
+	}}), a.err
+}
+
+func (a *agent) ReclaimNetworks(context.Context, *connect.Request[hostagentv1.ReclaimNetworksRequest]) (*connect.Response[hostagentv1.ReclaimNetworksResponse], error) {
+	return connect.NewResponse(&hostagentv1.ReclaimNetworksResponse{Slots: []uint32{3, 5}}), a.err
+}
+
+func TestN06_NetworksAreListedAndReclaimed(t *testing.T) {
+	a := &agent{}
+	c := start(t, a)
+	networks, err := c.Networks(t.Context())
+	require.NoError(t, err)
+	assert.Equal(t, []Network{{Slot: 7, SandboxID: "abc", State: StateRunning}, {Slot: 32767, State: StateUnknown}}, networks)
+	slots, err := c.ReclaimNetworks(t.Context())
+	require.NoError(t, err)
+	assert.Equal(t, []int{3, 5}, slots)
+	a.err = connect.NewError(connect.CodeInternal, errors.New("busy"))
+	_, err = c.Networks(t.Context())
+	require.ErrorIs(t, err, ErrInternal)
+	_, err = c.ReclaimNetworks(t.Context())
+	require.ErrorContains(t, err, "busy")
+}
+
 func start(t *testing.T, a *agent) *Client {
 	t.Helper()
 	mux := http.NewServeMux()

@@ -63,6 +63,13 @@ type Stage struct {
 	Duration time.Duration
 }
 
+// Network is a slot in use: a sandbox's, or with an empty SandboxID one that is kept ready.
+type Network struct {
+	Slot      int
+	SandboxID string
+	State     State
+}
+
 // CreateRequest says what to make. Zero VCPUs or MemoryMiB mean the template's default.
 type CreateRequest struct {
 	ID, Template      string
@@ -103,16 +110,13 @@ var bootPaths = map[hostagentv1.BootPath]string{
 
 func sandboxFromWire(s *hostagentv1.Sandbox) Sandbox {
 	out := Sandbox{
-		ID: s.GetId(), Template: s.GetTemplate(), State: states[s.GetState()], Failure: s.GetFailure(),
+		ID: s.GetId(), Template: s.GetTemplate(), State: stateFromWire(s.GetState()), Failure: s.GetFailure(),
 		StartedAt: timeFromWire(s.GetStartedAt()), Deadline: timeFromWire(s.GetDeadline()),
 		VCPUs: s.GetVcpus(), MemoryMiB: s.GetMemoryMib(), DiskMiB: s.GetDiskMib(), Slot: s.GetSlot(),
 		BootPath: bootPaths[s.GetBootPath()], Metadata: s.GetMetadata(), EnvdVersion: s.GetEnvdVersion(),
 	}
 	if n := s.GetNetwork(); n != nil {
 		out.Network = &NetworkRules{AllowInternet: n.GetAllowInternet(), AllowOut: n.GetAllowOut(), DenyOut: n.GetDenyOut()}
-	}
-	if out.State == "" {
-		out.State = StateUnknown
 	}
 	if out.BootPath == "" {
 		out.BootPath = "unknown"
@@ -121,6 +125,13 @@ func sandboxFromWire(s *hostagentv1.Sandbox) Sandbox {
 		out.Stages = append(out.Stages, Stage{Name: stage.GetName(), Duration: stage.GetDuration().AsDuration()})
 	}
 	return out
+}
+
+func stateFromWire(s hostagentv1.SandboxState) State {
+	if known, ok := states[s]; ok {
+		return known
+	}
+	return StateUnknown
 }
 
 func createToWire(r CreateRequest) *hostagentv1.CreateSandboxRequest {

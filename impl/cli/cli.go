@@ -63,7 +63,7 @@ another one set WRENN_API_URL, WRENN_SANDBOX_URL and WRENN_API_KEY (or E2B's nam
 	flags.BoolVar(&o.json, "json", false, "print JSON")
 	root.AddCommand(
 		upCommand(&o), demoCommand(&o), createCommand(&o), listCommand(&o), execCommand(&o), ptyCommand(&o),
-		killCommand(&o), networkCommand(&o), logsCommand(&o), doctorCommand(&o),
+		killCommand(&o), networkCommand(&o), logsCommand(&o), doctorCommand(&o), reclaimCommand(&o),
 	)
 	return root
 }

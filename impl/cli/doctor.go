@@ -28,13 +28,22 @@ type check struct {
 
 func doctorCommand(o *options) *cobra.Command {
 	var cfg agent.Config
+	var networks bool
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Say whether sandboxes can run on this machine, with which VMM, and why",
 		Long: `Say whether sandboxes can run on this machine, with which VMM, and why. Each VMM is probed by booting a
-tiny guest, whatever was found before.`,
-		Args: cobra.NoArgs,
+tiny guest, whatever was found before.
+
+With --network it lists instead what Wrenn has in the kernel for networks (namespaces, links, routes, rules),
+the sandbox that each belongs to, and what belongs to nobody. It asks the agent, or where none runs goes by
+the journals of the sandboxes. It fails when there is an orphan.`,
+		Example: "  sudo wrenn doctor\n  sudo wrenn doctor --network\n  sudo wrenn doctor --network --json | jq '.objects[] | select(.role == \"orphan\")'",
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if networks {
+				return doctorNetwork(cmd, o)
+			}
 			cfg.Dir, cfg.ProbeAfresh = filepath.Join(o.dataDir(), "agent"), true
 			cfg.Logger = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 			checks := examine(cmd.Context(), cfg)
@@ -58,6 +67,7 @@ tiny guest, whatever was found before.`,
 		},
 	}
 	cfg.Flags(cmd.Flags())
+	cmd.Flags().BoolVar(&networks, "network", false, "list the kernel's objects of all networks, with their owners")
 	return cmd
 }
 

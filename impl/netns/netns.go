@@ -75,6 +75,9 @@ func Open(name string) (*Handle, error) {
 	return &Handle{file: f}, nil
 }
 
+// maxMounts bounds what Delete takes off one name; each layer is somebody's mistake.
+const maxMounts = 16
+
 // Delete takes the name away; the namespace itself goes with its last process and open handle. It
 // also clears what a crash inside Create leaves, and is nil when there is nothing of that name.
 func Delete(name string) error {
@@ -82,8 +85,12 @@ func Delete(name string) error {
 	if err != nil {
 		return err
 	}
-	// EINVAL: a plain file, not a mount point.
-	err = unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	// Another program may have mounted over our mount. EINVAL: a plain file, not a mount point.
+	for range maxMounts {
+		if err = unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+			break
+		}
+	}
 	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("unmounting namespace %s: %w", name, err)
 	}
@@ -184,7 +191,8 @@ func prepare() error {
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
 		return fmt.Errorf("locking: %w", err)
 	}
-	err = unix.Mount("", Dir, "none", unix.MS_SHARED|unix.MS_REC, "")
+	// Without MS_REC: what is mounted in a shared mount is shared, and there may be thousands to go through.
+	err = unix.Mount("", Dir, "none", unix.MS_SHARED, "")
 	if !errors.Is(err, unix.EINVAL) {
 		return err
 	}

@@ -110,6 +110,16 @@ func TestN03_DeleteReachesOtherMountNamespaces(t *testing.T) {
 	}
 }
 
+func TestN05_DeleteTakesOffWhatAnotherProgramMountedOver(t *testing.T) {
+	create(t, "covered")
+	path := filepath.Join(netns.Dir, "covered")
+	for range 2 {
+		require.NoError(t, exec.Command("mount", "--bind", path, path).Run())
+	}
+	require.NoError(t, netns.Delete("covered"))
+	assert.NoFileExists(t, path)
+}
+
 func TestCreateRefusesATakenName(t *testing.T) {
 	ns := create(t, "taken")
 	_, err := netns.Create("taken")

@@ -8,7 +8,7 @@ import (
 
 var (
 	// ErrNoFreeSlot is returned by Acquire when every slot is in use.
-	ErrNoFreeSlot = errors.New("no free network slot")
+	ErrNoFreeSlot = errors.New("no free slot")
 	// ErrSlotInUse is returned by Claim for a slot that is held already.
 	ErrSlotInUse = errors.New("network slot in use")
 	// ErrSlotNotHeld is returned by Release for a slot that nobody holds, for instance one that was

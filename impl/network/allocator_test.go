@@ -1,6 +1,8 @@
 package network
 
 import (
+	"errors"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -140,26 +142,45 @@ func FuzzN02_AllocatorAgreesWithAQueue(f *testing.F) {
 	})
 }
 
+// TestN02_NoSlotIsHeldTwiceAtOnce has acquirers, claimers and releasers at once, and then counts: whatever
+// they did, each slot is free exactly once.
 func TestN02_NoSlotIsHeldTwiceAtOnce(t *testing.T) {
-	a := newAllocator(t, 64)
-	var held [65]sync.Mutex
+	const count = 64
+	a := newAllocator(t, count)
+	var held [count + 1]sync.Mutex
 	var wg sync.WaitGroup
-	for range 16 {
+	for worker := range 16 {
 		wg.Go(func() {
-			for range 500 {
-				s, err := a.Acquire()
-				if !assert.NoError(t, err) {
+			for i := range 500 {
+				acquire := a.Acquire
+				if i%3 == 0 {
+					s := Slot((worker*31+i*7)%count + 1)
+					acquire = func() (Slot, error) { return s, a.Claim(s) }
+				}
+				s, err := acquire()
+				if errors.Is(err, ErrSlotInUse) || errors.Is(err, ErrNoFreeSlot) {
+					continue
+				}
+				if !assert.NoError(t, err) || !assert.True(t, held[s].TryLock(), "slot %d has two holders", s) {
 					return
 				}
-				if assert.True(t, held[s].TryLock(), "slot %d has two holders", s) {
-					held[s].Unlock()
-				}
+				runtime.Gosched()
+				held[s].Unlock()
 				assert.NoError(t, a.Release(s))
 			}
 		})
 	}
 	wg.Wait()
-	assert.Zero(t, a.Held())
+	require.Zero(t, a.Held())
+	seen := map[Slot]bool{}
+	for range count {
+		s, err := a.Acquire()
+		require.NoError(t, err)
+		require.False(t, seen[s], "slot %d is free twice", s)
+		seen[s] = true
+	}
+	_, err := a.Acquire()
+	require.ErrorIs(t, err, ErrNoFreeSlot)
 }
 
 func BenchmarkN02_AcquireRelease(b *testing.B) {

@@ -251,6 +251,8 @@ func TestN10_EveryIptablesCallWaits(t *testing.T) {
 	require.NoError(t, h.Setup(t.Context()))
 	shell(t, "iptables -w -F WRENN-INPUT")
 	require.NoError(t, h.Setup(t.Context()))
+	_, err = Inventory(t.Context())
+	require.NoError(t, err)
 	require.NoError(t, h.Teardown(t.Context()))
 	calls, err := os.ReadFile(log)
 	require.NoError(t, err)
@@ -299,7 +301,8 @@ func TestN06_ReclaimTakesOrphansAndNothingElse(t *testing.T) {
 	shell(t, "ip link add wrenn-veth401 type veth peer name rest; ip route add 10.11.1.146/32 dev uplink proto 217")
 	want = append(want, 400, 401, 402)
 
-	alive := func(s Slot) bool { return s == 200 }
+	alive := newAllocator(t, MaxSlot)
+	require.NoError(t, alive.Claim(200))
 	got, err := h.CleanupStaleNamespaces(t.Context(), alive)
 	require.NoError(t, err)
 	assert.Equal(t, want, got)
@@ -318,9 +321,11 @@ func TestN06_ReclaimGoesOnPastErrorsAndNamesThem(t *testing.T) {
 	path := filepath.Join(netns.Dir, Slot(501).Netns())
 	require.NoError(t, os.MkdirAll(filepath.Join(path, "file"), 0o755))
 	require.NoError(t, h.CreateNetwork(t.Context(), 502, Policy{}))
-	got, err := h.CleanupStaleNamespaces(t.Context(), func(Slot) bool { return false })
+	slots := newAllocator(t, MaxSlot)
+	got, err := h.CleanupStaleNamespaces(t.Context(), slots)
 	require.ErrorContains(t, err, "slot 501")
 	assert.Equal(t, []Slot{500, 502}, got)
+	assert.Equal(t, 1, slots.Held(), "what could not be cleared must not be given out")
 	require.NoError(t, os.RemoveAll(path))
 }
 
@@ -328,6 +333,10 @@ func TestN06_ReclaimBesideCreates(t *testing.T) {
 	h := setUp(t)
 	before := census(t)
 	done := make(chan error, 1)
+	creating := newAllocator(t, MaxSlot)
+	for slot := Slot(600); slot < 630; slot++ {
+		require.NoError(t, creating.Claim(slot))
+	}
 	go func() {
 		for slot := Slot(600); slot < 630; slot++ {
 			if err := h.CreateNetwork(t.Context(), slot, Policy{}); err != nil {
@@ -339,7 +348,7 @@ func TestN06_ReclaimBesideCreates(t *testing.T) {
 	}()
 	deadline := time.After(60 * time.Second)
 	for running := true; running; {
-		_, err := h.CleanupStaleNamespaces(t.Context(), func(s Slot) bool { return s >= 600 && s < 630 })
+		_, err := h.CleanupStaleNamespaces(t.Context(), creating)
 		require.NoError(t, err)
 		select {
 		case err := <-done:
@@ -350,7 +359,7 @@ func TestN06_ReclaimBesideCreates(t *testing.T) {
 		default:
 		}
 	}
-	got, err := h.CleanupStaleNamespaces(t.Context(), func(Slot) bool { return false })
+	got, err := h.CleanupStaleNamespaces(t.Context(), newAllocator(t, MaxSlot))
 	require.NoError(t, err)
 	assert.Len(t, got, 30)
 	assert.Equal(t, before, census(t))

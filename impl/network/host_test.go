@@ -165,6 +165,48 @@ func TestN03_ForwardingIsPutBack(t *testing.T) {
 	})
 }
 
+// TestN03_ForwardingIsPutBackWhateverCameBetween: a crash is a host whose Teardown never runs, and "off" and
+// "on" are somebody else.
+func TestN03_ForwardingIsPutBackWhateverCameBetween(t *testing.T) {
+	need.Root(t)
+	for _, tc := range []struct{ was, events, end string }{
+		{"0", "setup crash setup crash setup teardown", "0"},
+		{"1", "setup crash setup crash setup teardown", "1"},
+		{"0", "setup off crash setup teardown", "0"},
+		{"1", "setup off teardown", "0"},
+		{"1", "setup crash off setup teardown", "0"},
+		{"1", "setup off crash setup crash setup teardown", "0"},
+		{"0", "setup teardown on setup teardown", "1"},
+		{"0", "setup crash setup teardown on setup crash setup teardown", "1"},
+		{"0", "setup teardown teardown on teardown", "1"},
+	} {
+		t.Run(tc.was+" "+tc.events, func(t *testing.T) {
+			h := newHost(t)
+			require.NoError(t, writeSetting(ipForward, tc.was))
+			defer writeSetting(ipForward, "0")
+			for _, event := range strings.Fields(tc.events) {
+				var err error
+				switch event {
+				case "setup":
+					err = h.Setup(t.Context())
+					require.Equal(t, "1", forwarding(t))
+				case "teardown":
+					err = h.Teardown(t.Context())
+				case "crash":
+					h, err = NewHost(h.cfg)
+				case "off":
+					err = writeSetting(ipForward, "0")
+				case "on":
+					err = writeSetting(ipForward, "1")
+				}
+				require.NoError(t, err, event)
+			}
+			assert.Equal(t, tc.end, forwarding(t))
+			assert.NoFileExists(t, h.notePath())
+		})
+	}
+}
+
 func TestN03_TheFolderOfNamespacesIsPutBack(t *testing.T) {
 	for _, was := range []bool{false, true} {
 		h := newHost(t)

@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"net"
 	"net/netip"
-	"os"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -30,10 +29,7 @@ type site struct {
 // setKernel runs in the namespace, before it has any link but lo. Guests have no IPv6: turning it off
 // keeps them from every link-local IPv6 address.
 func setKernel() error {
-	if err := writeSetting(ipForward, "1"); err != nil {
-		return err
-	}
-	return errors.Join(disableIPv6("all"), disableIPv6("default"))
+	return writeSettings(setting{path: ipForward, value: "1"}, noIPv6("all"), noIPv6("default"))
 }
 
 // makeVeth creates the pair with one end in the namespace. The error wraps fs.ErrExist when the host
@@ -73,10 +69,8 @@ func (s *site) removeVeth() error {
 // which wins over a link's 1). IPv6 goes off before the link is up, so it never has a link-local address.
 func (s *site) addressVeth() error {
 	name := s.slot.Veth()
-	if err := writeSetting("/proc/sys/net/ipv4/conf/"+name+"/rp_filter", "1"); err != nil {
-		return err
-	}
-	if err := disableIPv6(name); err != nil {
+	filter := setting{path: "/proc/sys/net/ipv4/conf/" + name + "/rp_filter", value: "1"}
+	if err := writeSettings(filter, noIPv6(name)); err != nil {
 		return err
 	}
 	return bringUp(name, netip.PrefixFrom(s.slot.VethIP(), 31))
@@ -181,13 +175,8 @@ func bringUp(name string, address netip.Prefix) error {
 	return nil
 }
 
-// disableIPv6 does nothing where the kernel has no IPv6.
-func disableIPv6(link string) error {
-	err := writeSetting("/proc/sys/net/ipv6/conf/"+link+"/disable_ipv6", "1")
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	return err
+func noIPv6(link string) setting {
+	return setting{path: "/proc/sys/net/ipv6/conf/" + link + "/disable_ipv6", value: "1", optional: true}
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {

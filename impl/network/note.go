@@ -60,7 +60,8 @@ func (h *Host) noteAndForward() error {
 	return writeSetting(ipForward, "1")
 }
 
-// restore does nothing when there is no note of this boot.
+// restore does nothing when there is no note of this boot. Forwarding that is off was turned off by somebody
+// since, and stays so.
 func (h *Host) restore() error {
 	bootID, err := readSetting("/proc/sys/kernel/random/boot_id")
 	if err != nil {
@@ -71,8 +72,14 @@ func (h *Host) restore() error {
 		return err
 	}
 	if note.BootID == bootID {
-		if err := writeSetting(ipForward, note.IPForward); err != nil {
+		now, err := readSetting(ipForward)
+		if err != nil {
 			return err
+		}
+		if now == "1" && note.IPForward != now {
+			if err := writeSetting(ipForward, note.IPForward); err != nil {
+				return err
+			}
 		}
 		if !note.NetnsMount {
 			if err := netns.Unprepare(); err != nil {
@@ -118,8 +125,6 @@ func readSetting(path string) (string, error) {
 	return strings.TrimSpace(string(content)), nil
 }
 
-// writeSetting writes a file under /proc/sys; those under net are the ones of the network namespace of
-// the calling thread.
 func writeSetting(path, value string) error {
 	if err := os.WriteFile(path, []byte(value), 0); err != nil {
 		return fmt.Errorf("writing a kernel setting: %w", err)

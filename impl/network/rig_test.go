@@ -216,6 +216,12 @@ func newSandbox(tb testing.TB, h *Host, slot Slot, policy Policy) *netns.Handle 
 	tb.Helper()
 	require.NoError(tb, h.CreateNetwork(tb.Context(), slot, policy))
 	tb.Cleanup(func() { require.NoError(tb, h.RemoveNetwork(backgroundOf(tb), slot)) })
+	return newGuest(tb, slot)
+}
+
+// newGuest puts a guest into the network of slot that answers on the echo port.
+func newGuest(tb testing.TB, slot Slot) *netns.Handle {
+	tb.Helper()
 	inner, err := netns.Open(slot.Netns())
 	require.NoError(tb, err)
 	defer inner.Close()

@@ -105,3 +105,25 @@ func readJournal(path, id string) (*journal, error) {
 	}
 	return &j, nil
 }
+
+// Journaled reads what the journals below a Manager's directory say, without a Manager: which sandboxes
+// there are and which slots are theirs, whether or not an agent runs. Broken are the ids of those without a
+// journal that can be trusted. A directory that does not exist has none.
+func Journaled(dir string) (infos []Info, broken []string, err error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, fmt.Errorf("read the sandboxes' directory: %w", err)
+	}
+	for _, e := range entries {
+		if !e.IsDir() || safename.CheckSandboxID("id", e.Name()) != nil {
+			continue
+		}
+		j, err := readJournal(filepath.Join(dir, e.Name(), journalName), e.Name())
+		if err != nil {
+			broken = append(broken, e.Name())
+			continue
+		}
+		infos = append(infos, j.Info)
+	}
+	return infos, broken, nil
+}

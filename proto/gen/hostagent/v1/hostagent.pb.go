@@ -1333,6 +1333,231 @@ func (x *GetSandboxLogsResponse) GetConsole() []byte {
 	return nil
 }
 
+// Network is a slot in use.
+type Network struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 1 to 32767.
+	Slot uint32 `protobuf:"varint,1,opt,name=slot,proto3" json:"slot,omitempty"`
+	// Empty when the network is kept ready for a sandbox to come.
+	SandboxId string `protobuf:"bytes,2,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	// The sandbox's.
+	State         SandboxState `protobuf:"varint,3,opt,name=state,proto3,enum=hostagent.v1.SandboxState" json:"state,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Network) Reset() {
+	*x = Network{}
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Network) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Network) ProtoMessage() {}
+
+func (x *Network) ProtoReflect() protoreflect.Message {
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Network.ProtoReflect.Descriptor instead.
+func (*Network) Descriptor() ([]byte, []int) {
+	return file_hostagent_v1_hostagent_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *Network) GetSlot() uint32 {
+	if x != nil {
+		return x.Slot
+	}
+	return 0
+}
+
+func (x *Network) GetSandboxId() string {
+	if x != nil {
+		return x.SandboxId
+	}
+	return ""
+}
+
+func (x *Network) GetState() SandboxState {
+	if x != nil {
+		return x.State
+	}
+	return SandboxState_SANDBOX_STATE_UNSPECIFIED
+}
+
+type ListNetworksRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListNetworksRequest) Reset() {
+	*x = ListNetworksRequest{}
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListNetworksRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListNetworksRequest) ProtoMessage() {}
+
+func (x *ListNetworksRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListNetworksRequest.ProtoReflect.Descriptor instead.
+func (*ListNetworksRequest) Descriptor() ([]byte, []int) {
+	return file_hostagent_v1_hostagent_proto_rawDescGZIP(), []int{21}
+}
+
+type ListNetworksResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Networks      []*Network             `protobuf:"bytes,1,rep,name=networks,proto3" json:"networks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListNetworksResponse) Reset() {
+	*x = ListNetworksResponse{}
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListNetworksResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListNetworksResponse) ProtoMessage() {}
+
+func (x *ListNetworksResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListNetworksResponse.ProtoReflect.Descriptor instead.
+func (*ListNetworksResponse) Descriptor() ([]byte, []int) {
+	return file_hostagent_v1_hostagent_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ListNetworksResponse) GetNetworks() []*Network {
+	if x != nil {
+		return x.Networks
+	}
+	return nil
+}
+
+type ReclaimNetworksRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReclaimNetworksRequest) Reset() {
+	*x = ReclaimNetworksRequest{}
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReclaimNetworksRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReclaimNetworksRequest) ProtoMessage() {}
+
+func (x *ReclaimNetworksRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReclaimNetworksRequest.ProtoReflect.Descriptor instead.
+func (*ReclaimNetworksRequest) Descriptor() ([]byte, []int) {
+	return file_hostagent_v1_hostagent_proto_rawDescGZIP(), []int{23}
+}
+
+type ReclaimNetworksResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The slots whose networks were removed, wholly or what there was of them.
+	Slots         []uint32 `protobuf:"varint,1,rep,packed,name=slots,proto3" json:"slots,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReclaimNetworksResponse) Reset() {
+	*x = ReclaimNetworksResponse{}
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReclaimNetworksResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReclaimNetworksResponse) ProtoMessage() {}
+
+func (x *ReclaimNetworksResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_hostagent_v1_hostagent_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReclaimNetworksResponse.ProtoReflect.Descriptor instead.
+func (*ReclaimNetworksResponse) Descriptor() ([]byte, []int) {
+	return file_hostagent_v1_hostagent_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *ReclaimNetworksResponse) GetSlots() []uint32 {
+	if x != nil {
+		return x.Slots
+	}
+	return nil
+}
+
 var File_hostagent_v1_hostagent_proto protoreflect.FileDescriptor
 
 const file_hostagent_v1_hostagent_proto_rawDesc = "" +
@@ -1430,7 +1655,18 @@ const file_hostagent_v1_hostagent_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05limit\x18\x02 \x01(\rR\x05limit\"2\n" +
 	"\x16GetSandboxLogsResponse\x12\x18\n" +
-	"\aconsole\x18\x01 \x01(\fR\aconsole*\x85\x02\n" +
+	"\aconsole\x18\x01 \x01(\fR\aconsole\"n\n" +
+	"\aNetwork\x12\x12\n" +
+	"\x04slot\x18\x01 \x01(\rR\x04slot\x12\x1d\n" +
+	"\n" +
+	"sandbox_id\x18\x02 \x01(\tR\tsandboxId\x120\n" +
+	"\x05state\x18\x03 \x01(\x0e2\x1a.hostagent.v1.SandboxStateR\x05state\"\x15\n" +
+	"\x13ListNetworksRequest\"I\n" +
+	"\x14ListNetworksResponse\x121\n" +
+	"\bnetworks\x18\x01 \x03(\v2\x15.hostagent.v1.NetworkR\bnetworks\"\x18\n" +
+	"\x16ReclaimNetworksRequest\"/\n" +
+	"\x17ReclaimNetworksResponse\x12\x14\n" +
+	"\x05slots\x18\x01 \x03(\rR\x05slots*\x85\x02\n" +
 	"\fSandboxState\x12\x1d\n" +
 	"\x19SANDBOX_STATE_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16SANDBOX_STATE_CREATING\x10\x01\x12\x19\n" +
@@ -1445,7 +1681,7 @@ const file_hostagent_v1_hostagent_proto_rawDesc = "" +
 	"\x15BOOT_PATH_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eBOOT_PATH_COLD\x10\x01\x12\x16\n" +
 	"\x12BOOT_PATH_RESTORED\x10\x02\x12\x12\n" +
-	"\x0eBOOT_PATH_WARM\x10\x032\xdf\x05\n" +
+	"\x0eBOOT_PATH_WARM\x10\x032\x96\a\n" +
 	"\x10HostAgentService\x12=\n" +
 	"\x04Ping\x12\x19.hostagent.v1.PingRequest\x1a\x1a.hostagent.v1.PingResponse\x12X\n" +
 	"\rCreateSandbox\x12\".hostagent.v1.CreateSandboxRequest\x1a#.hostagent.v1.CreateSandboxResponse\x12O\n" +
@@ -1455,7 +1691,9 @@ const file_hostagent_v1_hostagent_proto_rawDesc = "" +
 	"\x0eDestroySandbox\x12#.hostagent.v1.DestroySandboxRequest\x1a$.hostagent.v1.DestroySandboxResponse\x12g\n" +
 	"\x12SetSandboxDeadline\x12'.hostagent.v1.SetSandboxDeadlineRequest\x1a(.hostagent.v1.SetSandboxDeadlineResponse\x12d\n" +
 	"\x11SetSandboxNetwork\x12&.hostagent.v1.SetSandboxNetworkRequest\x1a'.hostagent.v1.SetSandboxNetworkResponse\x12[\n" +
-	"\x0eGetSandboxLogs\x12#.hostagent.v1.GetSandboxLogsRequest\x1a$.hostagent.v1.GetSandboxLogsResponseB*Z(wrenn/proto/gen/hostagent/v1;hostagentv1b\x06proto3"
+	"\x0eGetSandboxLogs\x12#.hostagent.v1.GetSandboxLogsRequest\x1a$.hostagent.v1.GetSandboxLogsResponse\x12U\n" +
+	"\fListNetworks\x12!.hostagent.v1.ListNetworksRequest\x1a\".hostagent.v1.ListNetworksResponse\x12^\n" +
+	"\x0fReclaimNetworks\x12$.hostagent.v1.ReclaimNetworksRequest\x1a%.hostagent.v1.ReclaimNetworksResponseB*Z(wrenn/proto/gen/hostagent/v1;hostagentv1b\x06proto3"
 
 var (
 	file_hostagent_v1_hostagent_proto_rawDescOnce sync.Once
@@ -1470,7 +1708,7 @@ func file_hostagent_v1_hostagent_proto_rawDescGZIP() []byte {
 }
 
 var file_hostagent_v1_hostagent_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_hostagent_v1_hostagent_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_hostagent_v1_hostagent_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_hostagent_v1_hostagent_proto_goTypes = []any{
 	(SandboxState)(0),                  // 0: hostagent.v1.SandboxState
 	(BootPath)(0),                      // 1: hostagent.v1.BootPath
@@ -1494,53 +1732,64 @@ var file_hostagent_v1_hostagent_proto_goTypes = []any{
 	(*SetSandboxNetworkResponse)(nil),  // 19: hostagent.v1.SetSandboxNetworkResponse
 	(*GetSandboxLogsRequest)(nil),      // 20: hostagent.v1.GetSandboxLogsRequest
 	(*GetSandboxLogsResponse)(nil),     // 21: hostagent.v1.GetSandboxLogsResponse
-	nil,                                // 22: hostagent.v1.Sandbox.MetadataEntry
-	nil,                                // 23: hostagent.v1.CreateSandboxRequest.EnvVarsEntry
-	nil,                                // 24: hostagent.v1.CreateSandboxRequest.MetadataEntry
-	(*durationpb.Duration)(nil),        // 25: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),      // 26: google.protobuf.Timestamp
+	(*Network)(nil),                    // 22: hostagent.v1.Network
+	(*ListNetworksRequest)(nil),        // 23: hostagent.v1.ListNetworksRequest
+	(*ListNetworksResponse)(nil),       // 24: hostagent.v1.ListNetworksResponse
+	(*ReclaimNetworksRequest)(nil),     // 25: hostagent.v1.ReclaimNetworksRequest
+	(*ReclaimNetworksResponse)(nil),    // 26: hostagent.v1.ReclaimNetworksResponse
+	nil,                                // 27: hostagent.v1.Sandbox.MetadataEntry
+	nil,                                // 28: hostagent.v1.CreateSandboxRequest.EnvVarsEntry
+	nil,                                // 29: hostagent.v1.CreateSandboxRequest.MetadataEntry
+	(*durationpb.Duration)(nil),        // 30: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),      // 31: google.protobuf.Timestamp
 }
 var file_hostagent_v1_hostagent_proto_depIdxs = []int32{
-	25, // 0: hostagent.v1.Stage.duration:type_name -> google.protobuf.Duration
+	30, // 0: hostagent.v1.Stage.duration:type_name -> google.protobuf.Duration
 	0,  // 1: hostagent.v1.Sandbox.state:type_name -> hostagent.v1.SandboxState
-	26, // 2: hostagent.v1.Sandbox.started_at:type_name -> google.protobuf.Timestamp
-	26, // 3: hostagent.v1.Sandbox.deadline:type_name -> google.protobuf.Timestamp
+	31, // 2: hostagent.v1.Sandbox.started_at:type_name -> google.protobuf.Timestamp
+	31, // 3: hostagent.v1.Sandbox.deadline:type_name -> google.protobuf.Timestamp
 	1,  // 4: hostagent.v1.Sandbox.boot_path:type_name -> hostagent.v1.BootPath
 	2,  // 5: hostagent.v1.Sandbox.stages:type_name -> hostagent.v1.Stage
-	22, // 6: hostagent.v1.Sandbox.metadata:type_name -> hostagent.v1.Sandbox.MetadataEntry
+	27, // 6: hostagent.v1.Sandbox.metadata:type_name -> hostagent.v1.Sandbox.MetadataEntry
 	4,  // 7: hostagent.v1.Sandbox.network:type_name -> hostagent.v1.NetworkRules
-	25, // 8: hostagent.v1.CreateSandboxRequest.timeout:type_name -> google.protobuf.Duration
-	23, // 9: hostagent.v1.CreateSandboxRequest.env_vars:type_name -> hostagent.v1.CreateSandboxRequest.EnvVarsEntry
-	24, // 10: hostagent.v1.CreateSandboxRequest.metadata:type_name -> hostagent.v1.CreateSandboxRequest.MetadataEntry
+	30, // 8: hostagent.v1.CreateSandboxRequest.timeout:type_name -> google.protobuf.Duration
+	28, // 9: hostagent.v1.CreateSandboxRequest.env_vars:type_name -> hostagent.v1.CreateSandboxRequest.EnvVarsEntry
+	29, // 10: hostagent.v1.CreateSandboxRequest.metadata:type_name -> hostagent.v1.CreateSandboxRequest.MetadataEntry
 	4,  // 11: hostagent.v1.CreateSandboxRequest.network:type_name -> hostagent.v1.NetworkRules
 	5,  // 12: hostagent.v1.CreateSandboxRequest.limits:type_name -> hostagent.v1.NetworkLimits
 	3,  // 13: hostagent.v1.CreateSandboxResponse.sandbox:type_name -> hostagent.v1.Sandbox
 	3,  // 14: hostagent.v1.GetSandboxResponse.sandbox:type_name -> hostagent.v1.Sandbox
 	3,  // 15: hostagent.v1.ListSandboxesResponse.sandboxes:type_name -> hostagent.v1.Sandbox
-	25, // 16: hostagent.v1.SetSandboxDeadlineRequest.timeout:type_name -> google.protobuf.Duration
-	26, // 17: hostagent.v1.SetSandboxDeadlineResponse.deadline:type_name -> google.protobuf.Timestamp
+	30, // 16: hostagent.v1.SetSandboxDeadlineRequest.timeout:type_name -> google.protobuf.Duration
+	31, // 17: hostagent.v1.SetSandboxDeadlineResponse.deadline:type_name -> google.protobuf.Timestamp
 	4,  // 18: hostagent.v1.SetSandboxNetworkRequest.network:type_name -> hostagent.v1.NetworkRules
-	6,  // 19: hostagent.v1.HostAgentService.Ping:input_type -> hostagent.v1.PingRequest
-	8,  // 20: hostagent.v1.HostAgentService.CreateSandbox:input_type -> hostagent.v1.CreateSandboxRequest
-	10, // 21: hostagent.v1.HostAgentService.GetSandbox:input_type -> hostagent.v1.GetSandboxRequest
-	12, // 22: hostagent.v1.HostAgentService.ListSandboxes:input_type -> hostagent.v1.ListSandboxesRequest
-	14, // 23: hostagent.v1.HostAgentService.DestroySandbox:input_type -> hostagent.v1.DestroySandboxRequest
-	16, // 24: hostagent.v1.HostAgentService.SetSandboxDeadline:input_type -> hostagent.v1.SetSandboxDeadlineRequest
-	18, // 25: hostagent.v1.HostAgentService.SetSandboxNetwork:input_type -> hostagent.v1.SetSandboxNetworkRequest
-	20, // 26: hostagent.v1.HostAgentService.GetSandboxLogs:input_type -> hostagent.v1.GetSandboxLogsRequest
-	7,  // 27: hostagent.v1.HostAgentService.Ping:output_type -> hostagent.v1.PingResponse
-	9,  // 28: hostagent.v1.HostAgentService.CreateSandbox:output_type -> hostagent.v1.CreateSandboxResponse
-	11, // 29: hostagent.v1.HostAgentService.GetSandbox:output_type -> hostagent.v1.GetSandboxResponse
-	13, // 30: hostagent.v1.HostAgentService.ListSandboxes:output_type -> hostagent.v1.ListSandboxesResponse
-	15, // 31: hostagent.v1.HostAgentService.DestroySandbox:output_type -> hostagent.v1.DestroySandboxResponse
-	17, // 32: hostagent.v1.HostAgentService.SetSandboxDeadline:output_type -> hostagent.v1.SetSandboxDeadlineResponse
-	19, // 33: hostagent.v1.HostAgentService.SetSandboxNetwork:output_type -> hostagent.v1.SetSandboxNetworkResponse
-	21, // 34: hostagent.v1.HostAgentService.GetSandboxLogs:output_type -> hostagent.v1.GetSandboxLogsResponse
-	27, // [27:35] is the sub-list for method output_type
-	19, // [19:27] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	0,  // 19: hostagent.v1.Network.state:type_name -> hostagent.v1.SandboxState
+	22, // 20: hostagent.v1.ListNetworksResponse.networks:type_name -> hostagent.v1.Network
+	6,  // 21: hostagent.v1.HostAgentService.Ping:input_type -> hostagent.v1.PingRequest
+	8,  // 22: hostagent.v1.HostAgentService.CreateSandbox:input_type -> hostagent.v1.CreateSandboxRequest
+	10, // 23: hostagent.v1.HostAgentService.GetSandbox:input_type -> hostagent.v1.GetSandboxRequest
+	12, // 24: hostagent.v1.HostAgentService.ListSandboxes:input_type -> hostagent.v1.ListSandboxesRequest
+	14, // 25: hostagent.v1.HostAgentService.DestroySandbox:input_type -> hostagent.v1.DestroySandboxRequest
+	16, // 26: hostagent.v1.HostAgentService.SetSandboxDeadline:input_type -> hostagent.v1.SetSandboxDeadlineRequest
+	18, // 27: hostagent.v1.HostAgentService.SetSandboxNetwork:input_type -> hostagent.v1.SetSandboxNetworkRequest
+	20, // 28: hostagent.v1.HostAgentService.GetSandboxLogs:input_type -> hostagent.v1.GetSandboxLogsRequest
+	23, // 29: hostagent.v1.HostAgentService.ListNetworks:input_type -> hostagent.v1.ListNetworksRequest
+	25, // 30: hostagent.v1.HostAgentService.ReclaimNetworks:input_type -> hostagent.v1.ReclaimNetworksRequest
+	7,  // 31: hostagent.v1.HostAgentService.Ping:output_type -> hostagent.v1.PingResponse
+	9,  // 32: hostagent.v1.HostAgentService.CreateSandbox:output_type -> hostagent.v1.CreateSandboxResponse
+	11, // 33: hostagent.v1.HostAgentService.GetSandbox:output_type -> hostagent.v1.GetSandboxResponse
+	13, // 34: hostagent.v1.HostAgentService.ListSandboxes:output_type -> hostagent.v1.ListSandboxesResponse
+	15, // 35: hostagent.v1.HostAgentService.DestroySandbox:output_type -> hostagent.v1.DestroySandboxResponse
+	17, // 36: hostagent.v1.HostAgentService.SetSandboxDeadline:output_type -> hostagent.v1.SetSandboxDeadlineResponse
+	19, // 37: hostagent.v1.HostAgentService.SetSandboxNetwork:output_type -> hostagent.v1.SetSandboxNetworkResponse
+	21, // 38: hostagent.v1.HostAgentService.GetSandboxLogs:output_type -> hostagent.v1.GetSandboxLogsResponse
+	24, // 39: hostagent.v1.HostAgentService.ListNetworks:output_type -> hostagent.v1.ListNetworksResponse
+	26, // 40: hostagent.v1.HostAgentService.ReclaimNetworks:output_type -> hostagent.v1.ReclaimNetworksResponse
+	31, // [31:41] is the sub-list for method output_type
+	21, // [21:31] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_hostagent_v1_hostagent_proto_init() }
@@ -1554,7 +1803,7 @@ func file_hostagent_v1_hostagent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_hostagent_v1_hostagent_proto_rawDesc), len(file_hostagent_v1_hostagent_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   23,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

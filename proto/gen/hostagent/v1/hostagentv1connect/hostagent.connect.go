@@ -58,6 +58,12 @@ const (
 	// HostAgentServiceGetSandboxLogsProcedure is the fully-qualified name of the HostAgentService's
 	// GetSandboxLogs RPC.
 	HostAgentServiceGetSandboxLogsProcedure = "/hostagent.v1.HostAgentService/GetSandboxLogs"
+	// HostAgentServiceListNetworksProcedure is the fully-qualified name of the HostAgentService's
+	// ListNetworks RPC.
+	HostAgentServiceListNetworksProcedure = "/hostagent.v1.HostAgentService/ListNetworks"
+	// HostAgentServiceReclaimNetworksProcedure is the fully-qualified name of the HostAgentService's
+	// ReclaimNetworks RPC.
+	HostAgentServiceReclaimNetworksProcedure = "/hostagent.v1.HostAgentService/ReclaimNetworks"
 )
 
 // HostAgentServiceClient is a client for the hostagent.v1.HostAgentService service.
@@ -78,6 +84,10 @@ type HostAgentServiceClient interface {
 	SetSandboxNetwork(context.Context, *connect.Request[v1.SetSandboxNetworkRequest]) (*connect.Response[v1.SetSandboxNetworkResponse], error)
 	// GetSandboxLogs returns the last bytes of the guest's console.
 	GetSandboxLogs(context.Context, *connect.Request[v1.GetSandboxLogsRequest]) (*connect.Response[v1.GetSandboxLogsResponse], error)
+	// ListNetworks returns the slots in use and who has them.
+	ListNetworks(context.Context, *connect.Request[v1.ListNetworksRequest]) (*connect.Response[v1.ListNetworksResponse], error)
+	// ReclaimNetworks removes the networks that nobody has, and returns when they are gone.
+	ReclaimNetworks(context.Context, *connect.Request[v1.ReclaimNetworksRequest]) (*connect.Response[v1.ReclaimNetworksResponse], error)
 }
 
 // NewHostAgentServiceClient constructs a client for the hostagent.v1.HostAgentService service. By
@@ -139,6 +149,18 @@ func NewHostAgentServiceClient(httpClient connect.HTTPClient, baseURL string, op
 			connect.WithSchema(hostAgentServiceMethods.ByName("GetSandboxLogs")),
 			connect.WithClientOptions(opts...),
 		),
+		listNetworks: connect.NewClient[v1.ListNetworksRequest, v1.ListNetworksResponse](
+			httpClient,
+			baseURL+HostAgentServiceListNetworksProcedure,
+			connect.WithSchema(hostAgentServiceMethods.ByName("ListNetworks")),
+			connect.WithClientOptions(opts...),
+		),
+		reclaimNetworks: connect.NewClient[v1.ReclaimNetworksRequest, v1.ReclaimNetworksResponse](
+			httpClient,
+			baseURL+HostAgentServiceReclaimNetworksProcedure,
+			connect.WithSchema(hostAgentServiceMethods.ByName("ReclaimNetworks")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -152,6 +174,8 @@ type hostAgentServiceClient struct {
 	setSandboxDeadline *connect.Client[v1.SetSandboxDeadlineRequest, v1.SetSandboxDeadlineResponse]
 	setSandboxNetwork  *connect.Client[v1.SetSandboxNetworkRequest, v1.SetSandboxNetworkResponse]
 	getSandboxLogs     *connect.Client[v1.GetSandboxLogsRequest, v1.GetSandboxLogsResponse]
+	listNetworks       *connect.Client[v1.ListNetworksRequest, v1.ListNetworksResponse]
+	reclaimNetworks    *connect.Client[v1.ReclaimNetworksRequest, v1.ReclaimNetworksResponse]
 }
 
 // Ping calls hostagent.v1.HostAgentService.Ping.
@@ -194,6 +218,16 @@ func (c *hostAgentServiceClient) GetSandboxLogs(ctx context.Context, req *connec
 	return c.getSandboxLogs.CallUnary(ctx, req)
 }
 
+// ListNetworks calls hostagent.v1.HostAgentService.ListNetworks.
+func (c *hostAgentServiceClient) ListNetworks(ctx context.Context, req *connect.Request[v1.ListNetworksRequest]) (*connect.Response[v1.ListNetworksResponse], error) {
+	return c.listNetworks.CallUnary(ctx, req)
+}
+
+// ReclaimNetworks calls hostagent.v1.HostAgentService.ReclaimNetworks.
+func (c *hostAgentServiceClient) ReclaimNetworks(ctx context.Context, req *connect.Request[v1.ReclaimNetworksRequest]) (*connect.Response[v1.ReclaimNetworksResponse], error) {
+	return c.reclaimNetworks.CallUnary(ctx, req)
+}
+
 // HostAgentServiceHandler is an implementation of the hostagent.v1.HostAgentService service.
 type HostAgentServiceHandler interface {
 	// Ping answers with what the host is and how full it is.
@@ -212,6 +246,10 @@ type HostAgentServiceHandler interface {
 	SetSandboxNetwork(context.Context, *connect.Request[v1.SetSandboxNetworkRequest]) (*connect.Response[v1.SetSandboxNetworkResponse], error)
 	// GetSandboxLogs returns the last bytes of the guest's console.
 	GetSandboxLogs(context.Context, *connect.Request[v1.GetSandboxLogsRequest]) (*connect.Response[v1.GetSandboxLogsResponse], error)
+	// ListNetworks returns the slots in use and who has them.
+	ListNetworks(context.Context, *connect.Request[v1.ListNetworksRequest]) (*connect.Response[v1.ListNetworksResponse], error)
+	// ReclaimNetworks removes the networks that nobody has, and returns when they are gone.
+	ReclaimNetworks(context.Context, *connect.Request[v1.ReclaimNetworksRequest]) (*connect.Response[v1.ReclaimNetworksResponse], error)
 }
 
 // NewHostAgentServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -269,6 +307,18 @@ func NewHostAgentServiceHandler(svc HostAgentServiceHandler, opts ...connect.Han
 		connect.WithSchema(hostAgentServiceMethods.ByName("GetSandboxLogs")),
 		connect.WithHandlerOptions(opts...),
 	)
+	hostAgentServiceListNetworksHandler := connect.NewUnaryHandler(
+		HostAgentServiceListNetworksProcedure,
+		svc.ListNetworks,
+		connect.WithSchema(hostAgentServiceMethods.ByName("ListNetworks")),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostAgentServiceReclaimNetworksHandler := connect.NewUnaryHandler(
+		HostAgentServiceReclaimNetworksProcedure,
+		svc.ReclaimNetworks,
+		connect.WithSchema(hostAgentServiceMethods.ByName("ReclaimNetworks")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/hostagent.v1.HostAgentService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case HostAgentServicePingProcedure:
@@ -287,6 +337,10 @@ func NewHostAgentServiceHandler(svc HostAgentServiceHandler, opts ...connect.Han
 			hostAgentServiceSetSandboxNetworkHandler.ServeHTTP(w, r)
 		case HostAgentServiceGetSandboxLogsProcedure:
 			hostAgentServiceGetSandboxLogsHandler.ServeHTTP(w, r)
+		case HostAgentServiceListNetworksProcedure:
+			hostAgentServiceListNetworksHandler.ServeHTTP(w, r)
+		case HostAgentServiceReclaimNetworksProcedure:
+			hostAgentServiceReclaimNetworksHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -326,4 +380,12 @@ func (UnimplementedHostAgentServiceHandler) SetSandboxNetwork(context.Context, *
 
 func (UnimplementedHostAgentServiceHandler) GetSandboxLogs(context.Context, *connect.Request[v1.GetSandboxLogsRequest]) (*connect.Response[v1.GetSandboxLogsResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.GetSandboxLogs is not implemented"))
+}
+
+func (UnimplementedHostAgentServiceHandler) ListNetworks(context.Context, *connect.Request[v1.ListNetworksRequest]) (*connect.Response[v1.ListNetworksResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.ListNetworks is not implemented"))
+}
+
+func (UnimplementedHostAgentServiceHandler) ReclaimNetworks(context.Context, *connect.Request[v1.ReclaimNetworksRequest]) (*connect.Response[v1.ReclaimNetworksResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.ReclaimNetworks is not implemented"))
 }
