@@ -27,7 +27,7 @@ func (h *Host) CreateReady(ctx context.Context, slot Slot) error {
 
 // ReadySteps lists what CreateReady does, for one run: the steps of CreateSteps with another end.
 func (h *Host) ReadySteps(slot Slot) []step.Step {
-	s := &site{slot: slot, resolvers: h.cfg.Resolvers}
+	s := h.site(slot)
 	return append(s.bareSteps(), step.Step{Name: "closed", Do: plain(s.inside(func() error { return forward("0") }))})
 }
 
@@ -46,7 +46,7 @@ func (h *Host) HandOver(ctx context.Context, slot Slot, policy Policy) error {
 
 // HandOverSteps lists what HandOver does, for one run.
 func (h *Host) HandOverSteps(slot Slot, policy Policy) []step.Step {
-	s := &site{slot: slot, resolvers: h.cfg.Resolvers}
+	s := h.site(slot)
 	steps := append([]step.Step{{Name: "look", Do: plain(s.stillThere)}}, h.policySteps(s, policy)...)
 	return append(steps, step.Step{Name: "open", Do: plain(s.inside(func() error { return forward("1") }))})
 }
