@@ -191,7 +191,7 @@ func (r *rig) newID() string {
 func (r *rig) tryCreate(id string) (agentclient.Sandbox, error) {
 	ctx, cancel := context.WithTimeout(r.t.Context(), callLimit)
 	defer cancel()
-	return r.client.Create(ctx, agentclient.CreateRequest{ID: id, Template: "base", Timeout: time.Hour, AllowInternet: true})
+	return r.client.Create(ctx, agentclient.CreateRequest{ID: id, Template: "base", Timeout: time.Hour})
 }
 
 // create makes a sandbox; it must succeed.
