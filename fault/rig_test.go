@@ -69,7 +69,8 @@ func newRigWith(t *testing.T, name string, cfg harness.AgentConfig) *rig {
 	r.cfg.Program, r.cfg.Dir = program(t, "wrenn-agent"), harness.Dir(t)
 	r.faults = filepath.Join(t.TempDir(), "faults")
 	r.cfg.Env = append(r.cfg.Env, step.FaultEnv+"="+r.faults)
-	r.cfg.Flags = append(r.cfg.Flags, "--ready-disks", "1", "--destroy-at-exit")
+	// Without ready networks each create makes its own, and a census knows what has to be there.
+	r.cfg.Flags = append(r.cfg.Flags, "--ready-disks", "1", "--ready-networks", "0", "--destroy-at-exit")
 	r.start()
 	r.empty = r.host.Take()
 	r.neighbour = r.create()
@@ -191,7 +192,7 @@ func (r *rig) newID() string {
 func (r *rig) tryCreate(id string) (agentclient.Sandbox, error) {
 	ctx, cancel := context.WithTimeout(r.t.Context(), callLimit)
 	defer cancel()
-	return r.client.Create(ctx, agentclient.CreateRequest{ID: id, Template: "base", Timeout: time.Hour, Network: agentclient.NetworkRules{AllowInternet: true}})
+	return r.client.Create(ctx, agentclient.CreateRequest{ID: id, Template: "base", Timeout: time.Hour})
 }
 
 // create makes a sandbox; it must succeed.
