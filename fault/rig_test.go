@@ -69,8 +69,7 @@ func newRigWith(t *testing.T, name string, cfg harness.AgentConfig) *rig {
 	r.cfg.Program, r.cfg.Dir = program(t, "wrenn-agent"), harness.Dir(t)
 	r.faults = filepath.Join(t.TempDir(), "faults")
 	r.cfg.Env = append(r.cfg.Env, step.FaultEnv+"="+r.faults)
-	// Without ready networks each create makes its own, and a census knows what has to be there.
-	r.cfg.Flags = append(r.cfg.Flags, "--ready-disks", "1", "--ready-networks", "0", "--destroy-at-exit")
+	r.cfg.Flags = append(r.cfg.Flags, "--ready-disks", "1", "--destroy-at-exit")
 	r.start()
 	r.empty = r.host.Take()
 	r.neighbour = r.create()

@@ -66,7 +66,8 @@ func (h *Host) LaunchAgent(cfg AgentConfig) *Agent {
 	knowProbes(h.tb, cfg.Dir)
 	temporary := filepath.Join(cfg.Dir, "tmp")
 	require.NoError(h.tb, os.MkdirAll(temporary, 0o700))
-	args := append([]string{"--dir", cfg.Dir, "--agent-listen", cfg.Listen, "--image-dir", cfg.Image, "--boot-timeout", bootTimeout}, cfg.Flags...)
+	// Ready networks come and go by themselves; without them a census knows what has to be there.
+	args := append([]string{"--ready-networks", "0", "--dir", cfg.Dir, "--agent-listen", cfg.Listen, "--image-dir", cfg.Image, "--boot-timeout", bootTimeout}, cfg.Flags...)
 	cmd := exec.Command(cfg.Program, args...)
 	cmd.Env = append(append(os.Environ(), "TMPDIR="+temporary, "WRENN_AGENT_TOKEN="+cfg.Token), cfg.Env...)
 	a := &Agent{AgentConfig: cfg, Process: h.start(h.tb, "agent on "+h.Name, cmd)}
