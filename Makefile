@@ -84,7 +84,7 @@ lint:
 	$(GO) tool golangci-lint run ./...
 	$(GO) tool golangci-lint run --build-tags fault ./fault ./impl/step
 
-test: deps-test build image sdk test-unit e2e-native vmtest ## All tests that need no Vagrant (as root)
+test: deps-test build-fault image sdk test-unit e2e-native test-fault vmtest ## All tests that need no Vagrant (as root)
 
 test-unit:
 	$(GO) test -race -timeout 10m ./impl/... ./guest/... ./proto/...
@@ -102,12 +102,12 @@ box: deps-vm ## Build the Vagrant box (seconds when nothing changed)
 	@exec $(BIN)/vm box
 
 ifeq ($(NATIVE),)
-e2e: deps-vm build image sdk ## End-to-end and fault suites in a Vagrant machine; RUN=regexp, NATIVE=1 (here), KEEP=1 (leave it up)
+e2e: deps-vm build-fault image sdk ## End-to-end and fault suites in a Vagrant machine; RUN=regexp, NATIVE=1 (here), KEEP=1 (leave it up)
 	@$(GO) build -o $(BIN)/vm ./vagrant/vm
 	@$(GO) test -timeout 2m ./vagrant/vm/...
 	@exec $(BIN)/vm e2e $(if $(RUN),'$(RUN)')
 else
-e2e: deps-test build image sdk e2e-native
+e2e: deps-test build-fault image sdk e2e-native test-fault
 endif
 
 # One after the other: there is one agent per host, and a census sees the whole host.
@@ -118,7 +118,7 @@ e2e-native:
 		--junitfile build/e2e/native.xml --jsonfile build/e2e/native.json \
 		-- -count=1 -timeout 20m -p 1 $(if $(RUN),-run '$(RUN)') ./e2e/...
 
-e2e-shell: deps-vm build image sdk ## A shell in the Vagrant machine, which stays up
+e2e-shell: deps-vm build-fault image sdk ## A shell in the Vagrant machine, which stays up
 	@$(GO) build -o $(BIN)/vm ./vagrant/vm
 	@exec $(BIN)/vm shell
 
@@ -130,7 +130,11 @@ e2e-down: ## Take the Vagrant machine down
 # those of the random kills; FAULT_FLAGS=-short leaves most rows and the VMs out.
 FAULT_FLAGS ?=
 test-fault: deps-test build-fault image ## Kill the agent at every step and look at what is left (as root, 5 minutes)
-	WRENN_ARTIFACTS=$(CURDIR)/build/e2e/artifacts $(GO) test -tags fault -count=1 -timeout 20m -v $(FAULT_FLAGS) ./fault
+	@mkdir -p build/e2e
+	@$(GO) build -o $(BIN)/gotestsum gotest.tools/gotestsum
+	WRENN_ARTIFACTS=$(CURDIR)/build/e2e/artifacts $(BIN)/gotestsum --format standard-verbose --hide-summary output \
+		--junitfile build/e2e/fault.xml --jsonfile build/e2e/fault.json \
+		-- -tags fault -count=1 -timeout 20m $(FAULT_FLAGS) $(if $(RUN),-run '$(RUN)') ./fault
 
 bench: build image ## Benchmarks (as root)
 	$(GO) test -run '^$$' -bench . -p 1 ./impl/... ./bench/...

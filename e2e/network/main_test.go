@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -31,18 +29,6 @@ func TestMain(m *testing.M) {
 	harness.Main(m)
 }
 
-// vmm compiles the stand-in for a VMM once per run of the tests.
-var vmm = sync.OnceValues(func() (string, error) {
-	path, err := filepath.Abs("../../build/test/procvmm-network")
-	if err != nil {
-		return "", err
-	}
-	cmd := exec.Command("go", "build", "-o", path, "wrenn/e2e/harness/procvmm")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	cmd.Stderr = os.Stderr
-	return path, cmd.Run()
-})
-
 // start starts `wrenn up` with guests that are up in tens of milliseconds.
 func start(t *testing.T, dir string, flags ...string) *harness.System {
 	t.Helper()
@@ -50,9 +36,7 @@ func start(t *testing.T, dir string, flags ...string) *harness.System {
 	need.Program(t, "iptables", "iptables-save", "ip", "unshare")
 	need.File(t, "kvm", "/dev/kvm", "the agent looks for it before it tries a Firecracker")
 	t.Setenv("WRENN_E2E_VMM", "firecracker")
-	program, err := vmm()
-	require.NoError(t, err)
-	return harness.Start(t, dir, append([]string{"--firecracker", program}, flags...)...)
+	return harness.Start(t, dir, append([]string{"--firecracker", harness.Procvmm(t)}, flags...)...)
 }
 
 // shell runs a script for the set-up of a test.

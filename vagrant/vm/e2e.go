@@ -13,8 +13,10 @@ import (
 
 // suites are run in this order. Each has a time of its own, so that a hanging one says where it hangs.
 var suites = []suite{
-	{"e2e", []string{"-test.timeout=40m"}},
-	{"e2e/sdk", []string{"-test.timeout=10m"}},
+	{"e2e", "", []string{"-test.timeout=40m"}},
+	{"e2e/network", "", []string{"-test.timeout=10m"}},
+	{"e2e/sdk", "", []string{"-test.timeout=10m"}},
+	{"fault", "fault", []string{"-test.timeout=20m"}},
 }
 
 // suitesLimit bounds all suites together, copies of results included.

@@ -28,13 +28,15 @@ const (
 // contents are the files and folders of the repository that go in whole. build/bin holds what `make build`
 // made, the rest of build/ what `make image` did.
 var contents = []string{
-	"go.mod", "Makefile", "build/bin", "build/image/image.json", "build/image/vmlinux", "build/image/vmlinuz",
+	"go.mod", "Makefile", "build/bin", "build/fault", "build/test/procvmm", "build/image/image.json", "build/image/vmlinux", "build/image/vmlinuz",
 	"build/image/initramfs.cpio.gz", "build/image/templates", "e2e/sdk",
 }
 
 // suite is a package of tests, built here and run there.
 type suite struct {
 	dir string // of the package, relative to go.mod
+	// tags build it.
+	tags string
 	// flags are the test binary's.
 	flags []string
 }
@@ -55,20 +57,22 @@ func (c *config) pack(ctx context.Context, suites []suite) (disk string, err err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(tree)) }()
 	for _, s := range suites {
-		if err := c.tool(ctx, "go", "test", "-c", "-o", filepath.Join(tree, s.binary()), "./"+s.dir); err != nil {
+		if err := c.tool(ctx, "go", "test", "-c", "-tags", s.tags, "-o", filepath.Join(tree, s.binary()), "./"+s.dir); err != nil {
 			return "", err
 		}
 	}
 	// test2json turns a test program's output into what gotestsum reads; it is part of Go, and Go is not in
 	// the machine.
-	for program, pkg := range map[string]string{"test2json": "cmd/test2json", "gotestsum": "gotest.tools/gotestsum"} {
-		if err := c.tool(ctx, "go", "build", "-o", filepath.Join(c.root, "build/bin", program), pkg); err != nil {
+	for program, pkg := range map[string]string{
+		"bin/test2json": "cmd/test2json", "bin/gotestsum": "gotest.tools/gotestsum", "test/procvmm": "wrenn/e2e/harness/procvmm",
+	} {
+		if err := c.tool(ctx, "go", "build", "-o", filepath.Join(c.root, "build", program), pkg); err != nil {
 			return "", err
 		}
 	}
 	copied := append([]string{"-aL", "--parents", "--reflink=auto", "--sparse=auto"}, contents...)
 	if err := c.tool(ctx, "cp", append(copied, tree)...); err != nil {
-		return "", fmt.Errorf("%w (is all built? make build image)", err)
+		return "", fmt.Errorf("%w (is all built? make build-fault image sdk)", err)
 	}
 	if vmm := os.Getenv(firecrackerEnv); vmm != "" {
 		if err := c.tool(ctx, "cp", "--", vmm, filepath.Join(tree, "build/bin/firecracker")); err != nil {

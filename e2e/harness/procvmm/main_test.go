@@ -3,12 +3,8 @@ package main
 import (
 	"fmt"
 	"os"
-	"os/exec"
-	"path/filepath"
-	"sync"
 	"testing"
 
-	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
 
 	"wrenn/e2e/harness"
@@ -28,21 +24,7 @@ func TestMain(m *testing.M) {
 	harness.Main(m)
 }
 
-// built compiles the program once per run of the tests.
-var built = sync.OnceValues(func() (string, error) {
-	path, err := filepath.Abs("../../../build/test/procvmm")
-	if err != nil {
-		return "", err
-	}
-	cmd := exec.Command("go", "build", "-o", path, ".")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	cmd.Stderr = os.Stderr
-	return path, cmd.Run()
-})
-
 func program(tb testing.TB) string {
 	tb.Helper()
-	path, err := built()
-	require.NoError(tb, err)
-	return path
+	return harness.Procvmm(tb)
 }
