@@ -16,8 +16,8 @@ import (
 	"wrenn/impl/agentclient"
 )
 
-// shortStride is how many rows -short leaves out for each that it goes through, and one more: a number that no
-// act's steps are a multiple of, so that each kind of row is met.
+// shortStride is the distance between the rows that -short goes through. Three rows belong to a step, so a number
+// that is no multiple of three meets each kind.
 const shortStride = 7
 
 // TestF01_EveryStep is the matrix: for each row the fault, the look at the kernel, a restart, the look again,
