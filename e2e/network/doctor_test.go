@@ -200,8 +200,7 @@ func TestN06_DoctorAndReclaimWithoutAnAgent(t *testing.T) {
 // killVMMs ends the guests whose agent is gone.
 func killVMMs(t *testing.T) {
 	t.Helper()
-	program, err := vmm()
-	require.NoError(t, err)
+	program := harness.Procvmm(t)
 	found, err := filepath.Glob("/proc/[0-9]*/exe")
 	require.NoError(t, err)
 	for _, exe := range found {
