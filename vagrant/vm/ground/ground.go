@@ -93,7 +93,7 @@ func start(ctx context.Context, dir string) (*Ground, error) {
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = log, log, []*os.File{theirs}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWPID}
 	err = cmd.Start()
-	theirs.Close() //nolint:gosec // the child has its own
+	theirs.Close() // the child has its own
 	if err != nil {
 		return nil, fmt.Errorf("make namespaces (as root): %w", err)
 	}
