@@ -112,16 +112,20 @@ func outside(box apiclient.Sandbox) float64 {
 	return ms
 }
 
-// TestA06_FourAtOnce makes four sandboxes at the same time and uses them at the same time.
+// TestA06_FourAtOnce makes four sandboxes, or two where each takes a minute (-short), at the same time and uses
+// them at the same time.
 func TestA06_FourAtOnce(t *testing.T) {
 	before := harness.Take(t)
 	s := harness.Start(t, harness.Dir(t))
 	boxes := make([]apiclient.Sandbox, 4)
+	if testing.Short() {
+		boxes = boxes[:2]
+	}
 	var wg sync.WaitGroup
 	for i := range boxes {
 		wg.Go(func() {
 			var err error
-			boxes[i], err = s.Client.Create(t.Context(), apiclient.CreateRequest{TemplateID: "base", Timeout: 3600})
+			boxes[i], err = s.TryCreate(apiclient.CreateRequest{TemplateID: "base", Timeout: 3600})
 			assert.NoError(t, err)
 		})
 	}
@@ -136,7 +140,7 @@ func TestA06_FourAtOnce(t *testing.T) {
 	wg.Wait()
 	list, err := s.Client.List(t.Context(), nil)
 	require.NoError(t, err)
-	assert.Len(t, list, 4)
+	assert.Len(t, list, len(boxes))
 	s.Stop() // ends the sandboxes too
 	before.Same(t)
 }
@@ -171,7 +175,7 @@ func TestN09_AGuestReachesNeitherHostNorNeighbour(t *testing.T) {
 for host, port in [("10.11.0.1", 49983), ("10.11.0.2", 49983), ("10.12.0.2", 22), ("10.12.0.5", 49983), ("169.254.169.254", 80), ("169.254.0.22", 22)] + [(h, p) for h in HOSTS for p in PORTS]:
     s = socket.socket(); s.settimeout(1)
     try:
-        s.connect((host, port)); print("REACHED", host, port)
+        s.connect((host, port)); s.getpeername(); print("REACHED", host, port)
     except OSError:
         pass
     s.close()

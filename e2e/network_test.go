@@ -103,7 +103,7 @@ print(time.monotonic() - begin)`
 func TestN07_LimitsOfASandboxBoundRealTransfers(t *testing.T) {
 	newInternet(t)
 	s := harness.Start(t, harness.Dir(t), "--egress-rate", "50000000", "--egress-burst", "25000000")
-	const rate, size = 1 << 20, 4 << 20
+	const rate, size = 1 << 18, 1 << 20
 	create := func(limits *apiclient.Limits) apiclient.Sandbox {
 		return s.CreateWith(apiclient.CreateRequest{TemplateID: "base", Timeout: 3600, Wrenn: limits})
 	}

@@ -74,11 +74,22 @@ func (a *API) Create() apiclient.Sandbox {
 // CreateWith makes a sandbox.
 func (a *API) CreateWith(req apiclient.CreateRequest) apiclient.Sandbox {
 	a.tb.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), Patience)
-	defer cancel()
-	sandbox, err := a.Client.Create(ctx, req)
+	sandbox, err := a.TryCreate(req)
 	require.NoError(a.tb, err)
 	return sandbox
+}
+
+// TryCreate makes a sandbox, or says why not. It may be called from any goroutine.
+func (a *API) TryCreate(req apiclient.CreateRequest) (apiclient.Sandbox, error) {
+	for try := 1; ; try++ {
+		ctx, cancel := context.WithTimeout(context.Background(), Patience)
+		sandbox, err := a.Client.Create(ctx, req)
+		cancel()
+		if err == nil || try == emulatedTries || !lost(err) {
+			return sandbox, err
+		}
+		a.tb.Logf("try %d: the emulated processor has lost a guest: %v", try, err)
+	}
 }
 
 // Guest returns a client of a sandbox's daemon, through the sandbox proxy.

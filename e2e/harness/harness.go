@@ -26,7 +26,7 @@ import (
 const Patience = 5 * time.Minute
 
 // bootTimeout is the most that an agent allows for a create, for the same reason.
-const bootTimeout = "3m"
+const bootTimeout = "2m"
 
 // Root is the directory of go.mod.
 func Root(tb testing.TB) string {

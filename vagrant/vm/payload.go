@@ -37,8 +37,11 @@ type suite struct {
 	dir string // of the package, relative to go.mod
 	// tags build it.
 	tags string
-	// flags are the test binary's.
-	flags []string
+	// limit bounds it, so that a hanging suite says where it hangs.
+	limit time.Duration
+	// emulated names the tests that are run where the machine is emulated and everything takes ten times as
+	// long: those for which guests nested under KVM make a difference. Empty stands for none.
+	emulated string
 }
 
 func (s suite) pkg() string    { return "wrenn/" + s.dir }
