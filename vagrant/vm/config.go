@@ -67,14 +67,19 @@ func (c *config) lock(ctx context.Context) (unlock func(), err error) {
 }
 
 // size is how much memory (MiB) and how many cores the machine gets: WRENN_VM_MEMORY and WRENN_VM_CPUS, or
-// what the box asks for and all of this machine's cores, at most 8.
-func size(b box.Box) (memory, cpus string) {
+// what the box asks for and all of this machine's cores, at most 8. By emulation it is one core: with two,
+// QEMU 7.2's emulation of SVM loses guests, and now and then the machine itself, when both are busy.
+func size(b box.Box, kvm bool) (memory, cpus string) {
 	memory, cpus = os.Getenv("WRENN_VM_MEMORY"), os.Getenv("WRENN_VM_CPUS")
 	if memory == "" {
 		memory = strconv.Itoa(b.MemoryMiB)
 	}
-	if cpus == "" {
+	switch {
+	case cpus != "":
+	case kvm:
 		cpus = strconv.Itoa(min(max(runtime.NumCPU(), b.VCPUs), 8))
+	default:
+		cpus = "1"
 	}
 	return memory, cpus
 }

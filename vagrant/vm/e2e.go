@@ -44,7 +44,18 @@ func (c *config) e2e(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	err = m.runSuites(ctx, disk, args)
+	if err = m.runSuites(ctx, disk, args); err != nil && !m.kvm && m.died() {
+		// No test can bring down a machine that runs on KVM and not be looked at. An emulated one is brought
+		// down by the emulator.
+		fmt.Fprintf(os.Stderr, "vm: the emulated machine has died (%v); once more, in another. Its console:\n%s\n", err, m.console())
+		if err := m.leave(false); err != nil {
+			return err
+		}
+		if m, err = c.up(ctx); err != nil {
+			return err
+		}
+		err = m.runSuites(ctx, disk, args)
+	}
 	// Where a run was cut short, its processes are still in the machine.
 	keep := ctx.Err() == nil && (m.found || os.Getenv(keepEnv) != "")
 	err = errors.Join(err, m.leave(keep))

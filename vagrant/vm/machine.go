@@ -81,7 +81,7 @@ func (c *config) environment(b box.Box, kvm bool) []string {
 	if kvm {
 		driver = "kvm"
 	}
-	memory, cpus := size(b)
+	memory, cpus := size(b, kvm)
 	return []string{
 		"WRENN_VM_DRIVER=" + driver, "WRENN_VM_MEMORY=" + memory, "WRENN_VM_CPUS=" + cpus,
 		"WRENN_VM_CONSOLE=" + c.path("console.log"),
@@ -171,6 +171,9 @@ func (c *config) down() error {
 	}
 	return nil
 }
+
+// died says whether the machine's own kernel has given up.
+func (m *vm) died() bool { return strings.Contains(m.console(), "Kernel panic") }
 
 // console is the end of what the machine's kernel said.
 func (m *vm) console() string {
