@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
 
@@ -116,7 +117,20 @@ func join(tb testing.TB, a, b *Host, number int) (here, there netip.Addr) {
 		return raise(name, here)
 	})
 	b.Must(func() error { return raise("uplink", there) })
+	// The kernel notices the carrier a moment after; a census before that would see another link.
+	require.Eventually(tb, func() bool { return isUp(tb, a, name) && isUp(tb, b, "uplink") }, Patience, 5*time.Millisecond,
+		"the link between two hosts has no carrier")
 	return here, there
+}
+
+func isUp(tb testing.TB, h *Host, link string) bool {
+	up := false
+	assert.NoError(tb, h.Do(func() error {
+		found, err := netlink.LinkByName(link)
+		up = err == nil && found.Attrs().OperState == netlink.OperUp
+		return err
+	}))
+	return up
 }
 
 // raise gives a link an address and brings it up. It gets no IPv6, whose addresses come a second later.
