@@ -51,10 +51,9 @@ build: ## Build the programs into build/bin
 	@for p in $(PROGRAMS); do CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o $(BIN)/$$p ./impl/cmd/$$p; done
 	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o $(BIN)/envd ./impl/cmd/envd
 
-build-fault: build ## Build what the fault suite runs into build/fault: the agent with the hook, and a VMM without VMs
+build-fault: build ## Build the agent with the fault suite's hook into build/fault
 	@mkdir -p build/fault
 	@CGO_ENABLED=0 $(GO) build -tags fault -trimpath -o build/fault/wrenn-agent ./impl/cmd/wrenn-agent
-	@CGO_ENABLED=0 $(GO) build -trimpath -o build/fault/procvmm ./e2e/harness/procvmm
 
 image: ## Build kernel, initramfs and templates into build/image (seconds when nothing changed)
 	@$(GO) run ./guest/build --out $(IMAGE)

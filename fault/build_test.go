@@ -15,8 +15,8 @@ import (
 	"wrenn/impl/need"
 )
 
-// build makes what the suite runs, in build/fault: the agent with the hook, and the VMM without VMs. Where Go
-// is missing (a machine that was brought a compiled suite) they must be there already.
+// build makes the agent with the hook, in build/fault. Where Go is missing (a machine that was brought a
+// compiled suite) it must be there already.
 var build = sync.OnceValue(func() error {
 	if _, err := exec.LookPath("go"); err != nil {
 		return nil // need.File says what is missing

@@ -55,7 +55,7 @@ func newRig(t *testing.T, name string) *rig {
 	need.Root(t)
 	need.File(t, "kvm", "/dev/kvm", "the agent looks for it before it tries a Firecracker")
 	return newRigWith(t, name, harness.AgentConfig{
-		Image: smallImage(t), Flags: []string{"--vmm", "firecracker", "--firecracker", program(t, "procvmm")},
+		Image: smallImage(t), Flags: []string{"--vmm", "firecracker", "--firecracker", harness.Procvmm(t)},
 	})
 }
 

@@ -25,8 +25,8 @@ const (
 	// hardwareProbe bounds the probe of a VMM on KVM of real processors. A guest boots in well under a
 	// second where KVM works; where it does not, it hangs for ever or the VMM ends at once.
 	hardwareProbe = 5 * time.Second
-	// emulationProbe bounds that of emulation, or of KVM on emulated processors, which cannot hang for lack of hardware but is slow:
-	// two seconds on an idle machine, ten times that on a loaded one.
+	// emulationProbe bounds that of emulation, or of KVM on emulated processors. Neither can hang for lack of
+	// hardware, but both are slow: two seconds or seven on an idle machine, ten times that on a loaded one.
 	emulationProbe = 60 * time.Second
 )
 
