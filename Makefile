@@ -27,7 +27,7 @@ RUN ?=
 NATIVE ?=
 export KEEP ?=
 
-.PHONY: help deps deps-test deps-vm generate build build-fault image sdk run demo check lint test test-unit vmtest box e2e e2e-native test-fault e2e-shell e2e-down bench clean
+.PHONY: help deps deps-test deps-vm generate build build-fault image apps sdk run demo check lint test test-unit vmtest box e2e e2e-native test-fault e2e-shell e2e-down bench clean
 
 help: ## Show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -57,6 +57,11 @@ build-fault: build ## Build the agent with the fault suite's hook into build/fau
 
 image: ## Build kernel, initramfs and templates into build/image (seconds when nothing changed)
 	@$(GO) run ./guest/build --out $(IMAGE)
+
+APPS := build/apps
+
+apps: deps-test ## Build an image whose templates run Jupyter and Next.js into build/apps (3 minutes, later seconds)
+	@$(GO) run ./guest/build --out $(APPS) --templates guest/apps
 
 # What the suites drive the API with: the SDK that users have, and the Node.js that it wants.
 SDK_STAMP := e2e/sdk/node_modules/.wrenn-lock-sha256

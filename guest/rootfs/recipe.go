@@ -19,11 +19,12 @@ import (
 	"wrenn/impl/safename"
 )
 
-// The files of a recipe's folder. Overlay and set-up script may be missing.
+// The files of a recipe's folder. Overlay, app and set-up script may be missing.
 const (
 	fileNumbers  = "recipe.json"
 	filePackages = "packages"
 	fileOverlay  = "overlay"
+	fileApp      = "app"
 	fileSetup    = "setup.sh"
 )
 
@@ -125,14 +126,14 @@ func (r Recipe) has(name string) bool {
 	return err == nil
 }
 
-// hashContent hashes what decides the system's content: packages, overlay, set-up script. The numbers
+// hashContent hashes what decides the system's content: packages, overlay, app, set-up script. The numbers
 // of recipe.json do not, so a change of memory rebuilds nothing.
 func (r Recipe) hashContent() (string, error) {
 	h := sha256.New()
 	for _, p := range r.Packages {
 		fmt.Fprintf(h, "package %s\n", p)
 	}
-	for _, name := range []string{fileSetup, fileOverlay} {
+	for _, name := range []string{fileSetup, fileOverlay, fileApp} {
 		if !r.has(name) {
 			continue
 		}

@@ -86,6 +86,9 @@ func Stage(ctx context.Context, r Recipe, dir string) error {
 		return fmt.Errorf("stage template %s: %w", r.Name, err)
 	}
 	archive, tree := filepath.Join(work, "system.tar"), filepath.Join(work, "tree")
+	if err := installApp(ctx, r, appDir(archive)); err != nil {
+		return fmt.Errorf("stage template %s: %w", r.Name, err)
+	}
 	if err := bootstrap(ctx, r, work, archive); err != nil {
 		return fmt.Errorf("stage template %s: %w", r.Name, err)
 	}
@@ -122,6 +125,25 @@ func bootstrap(ctx context.Context, r Recipe, work, archive string) error {
 	return nil
 }
 
+// appDir is where a recipe's app is made ready before it goes into the system.
+func appDir(archive string) string { return filepath.Join(filepath.Dir(archive), fileApp) }
+
+// installApp copies the recipe's app, an npm project, to dir and installs what its lock file names. It is
+// done on the build machine, whose npm knows its network and whom to trust there; scripts of packages do
+// not run, so that a recipe cannot have more effect on that machine than files in dir.
+func installApp(ctx context.Context, r Recipe, dir string) error {
+	if !r.has(fileApp) {
+		return nil
+	}
+	if err := runTool(ctx, "coreutils", "cp", "-dR", "--", filepath.Join(r.Dir, fileApp), dir); err != nil {
+		return err
+	}
+	if err := runTool(ctx, "npm", "npm", "ci", "--prefix", dir, "--ignore-scripts", "--no-audit", "--no-fund"); err != nil {
+		return err
+	}
+	return runTool(ctx, "coreutils", "chmod", "-R", "u=rwX,go=rX", "--", dir)
+}
+
 // bootstrapArgs is mmdebstrap's command line. Mode unshare keeps its mounts in a namespace of its own.
 func bootstrapArgs(r Recipe, archive string) []string {
 	args := []string{"--mode=unshare", "--variant=minbase", "--format=tar"}
@@ -138,6 +160,9 @@ func bootstrapArgs(r Recipe, archive string) []string {
 		args = append(args, "--customize-hook=cp -dR "+overlay+` "$1"/.overlay`+
 			` && chmod -R u=rwX,go=rX "$1"/.overlay`+
 			` && cp -a --remove-destination "$1"/.overlay/. "$1"/ && rm -r "$1"/.overlay`)
+	}
+	if r.has(fileApp) {
+		args = append(args, `--customize-hook=mkdir -p "$1"/srv && cp -dR `+quote(appDir(archive))+` "$1"/srv/app`)
 	}
 	if r.has(fileSetup) {
 		setup := quote(filepath.Join(r.Dir, fileSetup))
