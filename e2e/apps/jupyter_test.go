@@ -19,7 +19,7 @@ func TestP09_Jupyter(t *testing.T) {
 
 	b := open(t)
 	b.do("open the door", chromedp.Navigate(a.url(8888, "/")), chromedp.WaitVisible(`//a[contains(.,"sub dir")]`))
-	assert.Equal(t, a.url(8888, "/tree"), b.at(), "the redirect to the file browser went astray")
+	assert.Equal(t, a.url(8888, "/tree?"), b.at(), "the redirect to the file browser went astray")
 	b.do("enter a directory", chromedp.Click(`//a[contains(.,"sub dir")]`), chromedp.WaitVisible(`//a[contains(.,"test.ipynb")]`))
 	assert.Equal(t, a.url(8888, "/tree/sub%20dir"), b.at())
 
