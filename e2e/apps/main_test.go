@@ -42,12 +42,13 @@ type app struct {
 }
 
 // startApp starts Wrenn with a sandbox of one of the templates of `make apps`.
-func startApp(t *testing.T, template string) *app {
+func startApp(t *testing.T, template string, flags ...string) *app {
 	t.Helper()
 	need.Root(t)
 	need.Program(t, "chromium")
 	need.File(t, "apps", harness.Build(t, "apps/templates/"+template+"/rootfs.ext4"), "run `make apps`")
-	a := &app{t: t, System: harness.Start(t, harness.Dir(t), "--image-dir", harness.Build(t, "apps"), "--resolver", "192.0.2.53")}
+	flags = append([]string{"--image-dir", harness.Build(t, "apps"), "--resolver", "192.0.2.53"}, flags...)
+	a := &app{t: t, System: harness.Start(t, harness.Dir(t), flags...)}
 	a.box = a.CreateWith(apiclient.CreateRequest{TemplateID: template, Timeout: 3600})
 	return a
 }

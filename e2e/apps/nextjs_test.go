@@ -5,6 +5,8 @@ import (
 
 	"github.com/chromedp/chromedp"
 	"github.com/stretchr/testify/assert"
+
+	"wrenn/e2e/harness"
 )
 
 // TestP09_NextJS walks through a built Next.js app: pages, assets, client navigation, redirects by its
@@ -41,9 +43,11 @@ func TestP09_NextJS(t *testing.T) {
 }
 
 // TestP09_NextJSReloadsLive changes a page's source under a development server; the browser learns of it by
-// the server's WebSocket.
+// the server's WebSocket. The server takes minutes to compile a page in an emulated machine, so this guest is
+// the template's user space without a machine; proxy and browser do not know.
 func TestP09_NextJSReloadsLive(t *testing.T) {
-	a := startApp(t, "nextjs")
+	t.Setenv("WRENN_E2E_VMM", "firecracker")
+	a := startApp(t, "nextjs", "--firecracker", harness.Procvmm(t))
 	a.run("cd /srv/app && exec node node_modules/next/dist/bin/next dev --port 3000")
 	a.awaitPort(3000)
 
