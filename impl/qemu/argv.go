@@ -47,10 +47,15 @@ func (m *machine) argv() []string {
 func (m *machine) incomingArgv() []string {
 	argv := append(m.platform(false), m.devices()...)
 	return append(argv,
-		// xen-save-devices-state writes no configuration section, and QEMU would insist on one.
-		"-global", "migration.send-configuration=off",
-		"-incoming", fmt.Sprintf("fd:%d", fdFirstTAP+len(m.nics)))
+		// xen-save-devices-state writes neither a configuration section, which QEMU would insist on, nor
+		// a description of the rest, whose lack it would complain of on the console.
+		"-global", "migration.send-configuration=off", "-machine", "suppress-vmdesc=on",
+		// The state is given once QEMU has told its version.
+		"-incoming", "defer")
 }
+
+// fdState is the number of the state that QEMU inherits.
+func (m *machine) fdState() int { return fdFirstTAP + len(m.nics) }
 
 // machineType is QEMU's. A state that is loaded was saved from the same one.
 const machineType = "microvm,acpi=on,rtc=on"

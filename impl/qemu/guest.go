@@ -40,6 +40,7 @@ type guest struct {
 // incoming is what a guest goes on from instead of booting.
 type incoming struct {
 	state *os.File // at its device state
+	fd    int      // its number in QEMU
 	qemu  string   // the version that saved it
 }
 
@@ -93,6 +94,9 @@ func (g *guest) greet(conn net.Conn, in *incoming) error {
 	}
 	if in.qemu != g.version {
 		return fmt.Errorf("the snapshot is of qemu %s, and this is %s", in.qemu, g.version)
+	}
+	if err := q.do("migrate-incoming", object{"uri": fmt.Sprintf("fd:%d", in.fd)}, nil); err != nil {
+		return err
 	}
 	return g.awaitLoaded()
 }

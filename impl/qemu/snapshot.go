@@ -188,7 +188,7 @@ func (m *machine) build(d description, state *os.File, track bool) error {
 	if err := m.shaper.apply(m.nics); err != nil {
 		return fmt.Errorf("set the network rate limits: %w", err)
 	}
-	g, err := startGuest(m, &incoming{state: state, qemu: d.QEMU})
+	g, err := startGuest(m, &incoming{state: state, fd: m.fdState(), qemu: d.QEMU})
 	if err != nil {
 		return err
 	}
