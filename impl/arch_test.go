@@ -52,6 +52,7 @@ var rules = []rule{
 	{"impl/network", []string{"impl/netns", "impl/network/nameserver", "impl/step", "impl/egress", "impl/internal/..."}, "an adapter; a sandbox's network lives in a namespace"},
 	{"impl/network/nameserver", nil, "speaks DNS, and knows neither sandboxes nor namespaces"},
 	{"impl/rootfs", []string{"impl/safename", "impl/internal/..."}, "an adapter"},
+	{"impl/memfile", []string{"impl/internal/..."}, "files alone: knows neither VMMs nor sandboxes, so that it can be proven without either"},
 	{"impl/envdclient", []string{"proto/gen/..."}, "an adapter; speaks the guest's wire"},
 	{"impl/qemu", []string{"impl/transport", "impl/internal/..."}, "a program of its own: knows Firecracker's wire, not our client of it"},
 	{"impl/portproxy", []string{"impl/transport", "impl/safename"}, "knows addresses, not sandboxes"},
