@@ -98,7 +98,9 @@ func (c *Chain) update(ctx context.Context, dst string, have int) (Flattened, er
 
 func (c *Chain) makeFlat(ctx context.Context, dst string) (_ Flattened, err error) {
 	var done Flattened
-	if err := removeAny(dst + FlatSuffix); err != nil {
+	// The old one goes first, with its note: to rename a file over another makes ext4 write it out, and nobody
+	// needs a cache to be replaced in one step.
+	if err := removeAny(dst+FlatSuffix, dst); err != nil {
 		return done, err
 	}
 	beside := dst + ".new"
