@@ -52,6 +52,8 @@ var rules = []rule{
 	{"impl/network", []string{"impl/netns", "impl/network/nameserver", "impl/step", "impl/egress", "impl/internal/..."}, "an adapter; a sandbox's network lives in a namespace"},
 	{"impl/network/nameserver", nil, "speaks DNS, and knows neither sandboxes nor namespaces"},
 	{"impl/rootfs", []string{"impl/safename", "impl/internal/..."}, "an adapter"},
+	{"impl/memfile", []string{"impl/internal/..."}, "files alone: knows neither VMMs nor sandboxes, so that it can be proven without either"},
+	{"impl/uffd", []string{"impl/memfile", "impl/internal/..."}, "an adapter; pages come out of layers, whoever's they are"},
 	{"impl/envdclient", []string{"proto/gen/..."}, "an adapter; speaks the guest's wire"},
 	{"impl/qemu", []string{"impl/transport", "impl/internal/..."}, "a program of its own: knows Firecracker's wire, not our client of it"},
 	{"impl/portproxy", []string{"impl/transport", "impl/safename"}, "knows addresses, not sandboxes"},
@@ -77,11 +79,11 @@ var rules = []rule{
 	{"impl/apiclient", nil, "speaks the public REST and nothing else"},
 	{"impl/cli", []string{
 		"impl/agent", "impl/agentclient", "impl/controlplane", "impl/store", "impl/apiclient", "impl/envdclient",
-		"impl/transport", "impl/rootfs", "impl/internal/...",
+		"impl/transport", "impl/rootfs", "impl/uffd", "impl/internal/...",
 	}, "`wrenn up` is agent and control plane in one process"},
 	{"impl/cmd/wrenn", []string{"impl/cli"}, "flags to Run"},
 	{"impl/cmd/wrenn-cp", []string{"impl/controlplane", "impl/agentclient"}, "flags to Run"},
-	{"impl/cmd/wrenn-agent", []string{"impl/agent"}, "flags to Run"},
+	{"impl/cmd/wrenn-agent", []string{"impl/agent", "impl/uffd"}, "flags to Run; page servers are the same program under a subcommand"},
 	{"impl/cmd/envd", []string{"impl/envd/..."}, "flags to Run"},
 	{"impl/cmd/firecracker-qemu", []string{"impl/qemu"}, "the only importer of impl/qemu"},
 

@@ -21,6 +21,7 @@ import (
 	"wrenn/impl/apiclient"
 	"wrenn/impl/envdclient"
 	"wrenn/impl/transport"
+	"wrenn/impl/uffd"
 )
 
 // ExitError makes the process end with a code of its own, without a message: the code of a program that
@@ -64,6 +65,7 @@ another one set WRENN_API_URL, WRENN_SANDBOX_URL and WRENN_API_KEY (or E2B's nam
 	root.AddCommand(
 		upCommand(&o), demoCommand(&o), createCommand(&o), listCommand(&o), execCommand(&o), ptyCommand(&o),
 		killCommand(&o), networkCommand(&o), logsCommand(&o), doctorCommand(&o), reclaimCommand(&o),
+		uffd.Command(),
 	)
 	return root
 }
