@@ -49,7 +49,7 @@ func (m *Manager) createSteps(s *owned, report *BootReport) []step.Step {
 		{Name: "journal", Do: func(context.Context) error { return m.intend(s) }},
 		{Name: "disk", Do: func(ctx context.Context) error {
 			s.hasDisk = true
-			return m.cfg.Disk.Create(ctx, s.now.Template, m.diskPath(s))
+			return m.cfg.Disk.Create(ctx, s.now.Template, m.dir(s.now.ID), 0)
 		}},
 		{Name: "network", Do: func(ctx context.Context) error { return m.cfg.Network.Create(ctx, s.now.Slot, s.policy) }},
 		{Name: "vmm", Do: func(ctx context.Context) error { return m.boot(ctx, s) }},

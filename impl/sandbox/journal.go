@@ -30,7 +30,7 @@ type journal struct {
 
 const (
 	journalName = "journal"
-	diskName    = "disk.ext4"
+	diskName    = "root.disk"
 )
 
 func (m *Manager) dir(id string) string { return filepath.Join(m.cfg.Dir, id) }

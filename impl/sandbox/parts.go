@@ -41,12 +41,15 @@ type Network interface {
 	Reclaim(ctx context.Context) (slots []int, err error)
 }
 
-// Disk makes the root disks of sandboxes.
+// Disk makes the root disks of sandboxes, each in its sandbox's directory.
 type Disk interface {
 	// Template returns a template by its name; ErrNoTemplate when there is none.
 	Template(name string) (Template, error)
-	// Create puts a private, writable copy of the template's root disk at path.
-	Create(ctx context.Context, template, path string) error
+	// Create makes a private, writable disk of the template's content and of sizeMiB, after which dir/root.disk
+	// opens; 0 is the template's own size.
+	Create(ctx context.Context, template, dir string, sizeMiB int) error
+	// Remove removes the disk, whole or half made; it is idempotent.
+	Remove(ctx context.Context, dir string) error
 }
 
 // BootSpec is what a machine is started with.

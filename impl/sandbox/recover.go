@@ -59,7 +59,7 @@ func (m *Manager) recoverSteps(r *Recovered, orphans map[string]Identity) []step
 			living, err = m.killOrphans(ctx, orphans)
 			return err
 		}},
-		{Name: "directories", Do: func(context.Context) error { return m.removeDirs(r.Undone, living) }},
+		{Name: "directories", Do: func(ctx context.Context) error { return m.removeDirs(ctx, r.Undone, living) }},
 		{Name: "networks", Do: func(ctx context.Context) (err error) {
 			r.Slots, err = m.cfg.Network.Reclaim(ctx)
 			return err
@@ -150,12 +150,16 @@ func (m *Manager) killOrphans(ctx context.Context, orphans map[string]Identity) 
 
 // removeDirs removes the directories of half-made sandboxes; one stays when its machine could not be killed,
 // so that the next start tries again.
-func (m *Manager) removeDirs(ids []string, living map[string]bool) error {
+func (m *Manager) removeDirs(ctx context.Context, ids []string, living map[string]bool) error {
 	var wg sync.WaitGroup
 	errs := make([]error, len(ids))
 	for i, id := range ids {
 		if !living[m.dir(id)] {
-			wg.Go(func() { errs[i] = m.removeDir(id) })
+			wg.Go(func() {
+				if errs[i] = m.cfg.Disk.Remove(ctx, m.dir(id)); errs[i] == nil {
+					errs[i] = m.removeDir(id)
+				}
+			})
 		}
 	}
 	wg.Wait()

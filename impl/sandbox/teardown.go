@@ -41,7 +41,7 @@ func (m *Manager) teardownSteps(s *owned) []step.Step {
 	return []step.Step{
 		{Name: "intent", Do: func(context.Context) error { return m.intendEnd(s) }},
 		{Name: "vmm", Do: func(ctx context.Context) error { return s.kill(ctx) }},
-		{Name: "disk", Do: func(context.Context) error { return m.removeDisk(s) }},
+		{Name: "disk", Do: func(ctx context.Context) error { return m.removeDisk(ctx, s) }},
 		{Name: "network", Do: func(ctx context.Context) error { return m.releaseNetwork(ctx, s) }},
 	}
 }
@@ -80,15 +80,15 @@ func (s *owned) kill(ctx context.Context) error {
 
 func (m *Manager) diskPath(s *owned) string { return filepath.Join(m.dir(s.now.ID), diskName) }
 
-func (m *Manager) removeDisk(s *owned) error {
+func (m *Manager) removeDisk(ctx context.Context, s *owned) error {
 	if !s.hasDisk {
 		return nil
 	}
 	if s.machine != nil {
 		return fmt.Errorf("the machine still holds the disk %s", m.diskPath(s))
 	}
-	if err := os.Remove(m.diskPath(s)); err != nil && !os.IsNotExist(err) {
-		return fmt.Errorf("remove disk: %w", err)
+	if err := m.cfg.Disk.Remove(ctx, m.dir(s.now.ID)); err != nil {
+		return err
 	}
 	s.hasDisk = false
 	return nil

@@ -234,13 +234,20 @@ func (d disk) Template(name string) (sandbox.Template, error) {
 	return sandbox.Template{Name: name, VCPUs: 1, MemoryMiB: 256, DiskMiB: 1024, Kernel: "vmlinux", Initramfs: "initramfs"}, nil
 }
 
-func (d disk) Create(ctx context.Context, _, path string) error {
-	if err := os.WriteFile(path, []byte("disk"), 0o600); err != nil {
+func (d disk) Create(ctx context.Context, _, dir string, _ int) error {
+	if err := os.WriteFile(filepath.Join(dir, "root.disk"), []byte("disk"), 0o600); err != nil {
 		return err
 	}
 	d.h.mu.Lock()
 	defer d.h.mu.Unlock()
 	return errors.Join(d.h.fail["disk.create"], ctx.Err())
+}
+
+func (d disk) Remove(_ context.Context, dir string) error {
+	if err := os.Remove(filepath.Join(dir, "root.disk")); !os.IsNotExist(err) {
+		return err
+	}
+	return nil
 }
 
 // Machine is a VMM process in memory.
