@@ -32,7 +32,10 @@ const (
 var errNoDevice = errors.New("no such device-mapper device")
 
 // control speaks to the kernel's device-mapper (linux/dm-ioctl.h).
-type control struct{ f *os.File }
+type control struct {
+	f     *os.File
+	after func() // nil but in tests, which die here after each command
+}
 
 // openControl returns ErrUnsupported where there is no device-mapper, or no right to it.
 func openControl() (*control, error) {
@@ -85,6 +88,9 @@ func (c *control) do(request uint, cmd command) (unix.DmIoctl, []byte, error) {
 		copy(buf[unix.SizeofDmIoctl:], payload)
 		_, _, errno := unix.Syscall(unix.SYS_IOCTL, c.f.Fd(), uintptr(request), uintptr(unsafe.Pointer(header))) //nolint:gosec // as above
 		runtime.KeepAlive(c.f)
+		if c.after != nil {
+			c.after()
+		}
 		if errno != 0 {
 			return unix.DmIoctl{}, nil, errno
 		}
@@ -237,6 +243,9 @@ func decodeTargets(data []byte, count int) ([]target, error) {
 func decodeNames(data []byte) ([]string, error) {
 	const nameAt = 12
 	var names []string
+	if len(data) < nameAt {
+		return nil, nil // no device at all: the kernel counts no bytes, or those of a zero
+	}
 	for at := 0; ; {
 		if at+nameAt > len(data) {
 			return nil, errShortAnswer

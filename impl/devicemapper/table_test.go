@@ -53,9 +53,11 @@ func TestNamesOfTheKernelsList(t *testing.T) {
 	got, err := decodeNames(append(entry(1, 24, "wrenn-a\x00xxxx"), entry(2, 0, "b\x00")...))
 	require.NoError(t, err)
 	assert.Equal(t, []string{"wrenn-a", "b"}, got)
-	got, err = decodeNames(entry(0, 0, ""))
-	require.NoError(t, err)
-	assert.Empty(t, got)
+	for _, none := range [][]byte{nil, entry(0, 0, ""), make([]byte, 8)} {
+		got, err = decodeNames(none)
+		require.NoError(t, err)
+		assert.Empty(t, got)
+	}
 	_, err = decodeNames(entry(1, 4096, "a\x00"))
 	require.ErrorIs(t, err, errShortAnswer)
 }
