@@ -38,10 +38,12 @@ func (d diskPart) Template(name string) (sandbox.Template, error) {
 	}, nil
 }
 
-func (d diskPart) Create(ctx context.Context, template, path string) error {
-	err := d.store.Create(ctx, template, path)
+func (d diskPart) Create(ctx context.Context, template, dir string, sizeMiB int) error {
+	err := d.store.Create(ctx, template, dir, sizeMiB)
 	if errors.Is(err, rootfs.ErrNoSpace) {
 		return fmt.Errorf("%w: %w", sandbox.ErrNoDisk, err)
 	}
 	return err
 }
+
+func (d diskPart) Remove(ctx context.Context, dir string) error { return d.store.Remove(ctx, dir) }

@@ -45,7 +45,7 @@ func serve(t *testing.T) served {
 	})
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, manager.Close(context.WithoutCancel(t.Context()), true)) })
-	disks, err := rootfs.NewStore(rootfs.Config{ImageDir: t.TempDir(), ReadyDir: t.TempDir(), Logger: logger})
+	disks, err := rootfs.NewStore(rootfs.Config{ImageDir: t.TempDir(), Dir: t.TempDir(), Logger: logger})
 	require.NoError(t, err)
 	h := &handler{manager: manager, disks: disks, choice: Choice{Name: VMMQEMUTCG, Reason: "a test"}, version: Version, memoryMiB: 2000}
 	mux := http.NewServeMux()

@@ -86,7 +86,7 @@ func realGround(t *testing.T, image, binary string) sandboxtest.Ground {
 	require.NoError(t, err)
 	require.NoError(t, host.Setup(t.Context()))
 	t.Cleanup(func() { assert.NoError(t, host.Teardown(context.WithoutCancel(t.Context()))) })
-	disks, err := rootfs.NewStore(rootfs.Config{ImageDir: image, ReadyDir: filepath.Join(dir, "ready"), Logger: logger})
+	disks, err := rootfs.NewStore(rootfs.Config{ImageDir: image, Dir: filepath.Join(dir, "disks"), Logger: logger})
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, disks.Close()) })
 	part := &networkPart{}

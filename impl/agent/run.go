@@ -103,7 +103,7 @@ func (h *host) open(ctx, background context.Context, addr string) error {
 		return err
 	}
 	h.disks, err = rootfs.NewStore(rootfs.Config{
-		ImageDir: h.cfg.ImageDir, ReadyDir: filepath.Join(h.cfg.Dir, "ready"), Ready: h.cfg.ReadyDisks, Logger: h.cfg.Logger,
+		ImageDir: h.cfg.ImageDir, Dir: filepath.Join(h.cfg.Dir, "disks"), Ready: h.cfg.ReadyDisks, Logger: h.cfg.Logger,
 	})
 	if err != nil {
 		return err

@@ -80,7 +80,7 @@ func NewManager(cfg Config) (*Manager, error) {
 	if cfg.SnapshotDir == "" {
 		cfg.SnapshotDir = filepath.Join(filepath.Dir(cfg.Dir), "snapshots")
 	}
-	for _, dir := range []string{cfg.Dir, cfg.SnapshotDir} {
+	for _, dir := range []string{cfg.Dir, filepath.Join(cfg.SnapshotDir, namedNew), filepath.Join(cfg.SnapshotDir, namedGone)} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("make the directory of sandboxes or snapshots: %w", err)
 		}

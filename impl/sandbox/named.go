@@ -29,16 +29,16 @@ type SnapshotInfo struct {
 	Users int
 }
 
-// Prefixes of directories beside the named snapshots; no name begins with a dot.
+// Directories beside the named snapshots, which are no names since they begin with a dot.
 const (
-	namedNewPrefix  = ".new-"  // being written
-	namedGonePrefix = ".gone-" // being removed
+	namedNew  = ".new"  // holds those that are being written, by their names
+	namedGone = ".gone" // holds those that are being removed
 )
 
 func (m *Manager) namedDir(name string) string { return filepath.Join(m.cfg.SnapshotDir, name) }
 
 func (m *Manager) namedNewDir(name string) string {
-	return filepath.Join(m.cfg.SnapshotDir, namedNewPrefix+name)
+	return filepath.Join(m.cfg.SnapshotDir, namedNew, name)
 }
 
 // reserveName keeps a new snapshot's name for one caller until release.
@@ -160,7 +160,7 @@ func (m *Manager) unname(name string, force bool) (gone string, err error) {
 		}
 	}
 	m.goneSerial++
-	gone = filepath.Join(m.cfg.SnapshotDir, fmt.Sprintf("%s%d-%s", namedGonePrefix, m.goneSerial, name))
+	gone = filepath.Join(m.cfg.SnapshotDir, namedGone, fmt.Sprintf("%d-%s", m.goneSerial, name))
 	if err := os.RemoveAll(gone); err != nil {
 		return "", fmt.Errorf("remove snapshot %s: %w", name, err)
 	}
@@ -173,23 +173,26 @@ func (m *Manager) unname(name string, force bool) (gone string, err error) {
 // clearNamed removes what a former life has left half written or half removed, and caches, which nobody knows
 // to be whole.
 func (m *Manager) clearNamed() error {
-	entries, err := os.ReadDir(m.cfg.SnapshotDir)
-	if err != nil {
-		return fmt.Errorf("look for unfinished snapshots: %w", err)
-	}
 	var errs []error
-	for _, e := range entries {
-		path := filepath.Join(m.cfg.SnapshotDir, e.Name())
-		if strings.HasPrefix(e.Name(), namedNewPrefix) || strings.HasPrefix(e.Name(), namedGonePrefix) {
-			errs = append(errs, os.RemoveAll(path))
-			continue
-		}
-		errs = append(errs, dropFlat(path))
+	for _, name := range []string{namedNew, namedGone} {
+		dir := filepath.Join(m.cfg.SnapshotDir, name)
+		errs = append(errs, os.RemoveAll(dir), os.Mkdir(dir, 0o700))
 	}
-	return errors.Join(errs...)
+	entries, err := os.ReadDir(m.cfg.SnapshotDir)
+	for _, e := range entries {
+		errs = append(errs, dropFlat(filepath.Join(m.cfg.SnapshotDir, e.Name())))
+	}
+	if err := errors.Join(append(errs, err)...); err != nil {
+		return fmt.Errorf("clear up unfinished snapshots: %w", err)
+	}
+	return nil
 }
 
-// dropFlat removes the cache of flat memory in dir; a machine that maps it keeps it.
+// dropFlat removes the cache of flat memory in dir, and what belongs to it; a machine that maps it keeps it.
 func dropFlat(dir string) error {
-	return errors.Join(removeIfThere(filepath.Join(dir, snapshot.FlatNoteName)), removeIfThere(filepath.Join(dir, snapshot.FlatName)))
+	found, err := filepath.Glob(filepath.Join(dir, snapshot.FlatName+"*"))
+	for _, path := range found {
+		err = errors.Join(err, removeIfThere(path))
+	}
+	return err
 }

@@ -70,9 +70,9 @@ type Disk interface {
 	// Release gives back what the kernel holds of the disk, once no machine uses it, and removes its files
 	// from the sandbox's directory. It is idempotent.
 	Release(ctx context.Context, spec DiskSpec) error
-	// Reclaim gives back what the kernel holds of disks of an earlier life whose sandbox owned does not
-	// know. It may run beside Create.
-	Reclaim(ctx context.Context, owned func(id string) bool) error
+	// Reclaim gives back what the kernel holds of disks of an earlier life whose sandboxes' directories are
+	// not among living. It may run beside Create.
+	Reclaim(ctx context.Context, living []string) error
 }
 
 // Layer tells a layer of memory apart, and what it lies on.

@@ -119,7 +119,7 @@ func (m *Manager) recoverSteps(r *Recovered, orphans map[string]Identity) []step
 			return err
 		}},
 		{Name: "directories", Do: func(ctx context.Context) error { return m.removeDirs(ctx, r.Undone, living) }},
-		{Name: "disks", Do: func(ctx context.Context) error { return m.cfg.Disk.Reclaim(ctx, m.knows) }},
+		{Name: "disks", Do: func(ctx context.Context) error { return m.cfg.Disk.Reclaim(ctx, m.livingDirs()) }},
 		{Name: "networks", Do: func(ctx context.Context) (err error) {
 			r.Slots, err = m.cfg.Network.Reclaim(ctx)
 			return err
@@ -189,11 +189,15 @@ func (m *Manager) adoptPaused(j *journal, orphan Identity, alive bool) {
 	m.cfg.Logger.Info("sandbox is paused", "sandbox", j.Info.ID, "generation", j.Info.Generation)
 }
 
-// knows says whether a sandbox of that id is there, in whatever state.
-func (m *Manager) knows(id string) bool {
+// livingDirs are the directories of all sandboxes that are there, in whatever state.
+func (m *Manager) livingDirs() []string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.sandboxes[id] != nil
+	dirs := make([]string, 0, len(m.sandboxes))
+	for id := range m.sandboxes {
+		dirs = append(dirs, m.dir(id))
+	}
+	return dirs
 }
 
 // claim takes over the network, and puts in force what the journal says unless it is.

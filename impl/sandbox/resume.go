@@ -159,6 +159,9 @@ func (m *Manager) load(ctx context.Context, s *owned, from *origin) error {
 	}
 	from.filesOnly = from.filesOnly || manifest.FilesOnly
 	if !from.filesOnly {
+		if vmm := m.cfg.VMM.Name(); manifest.VMM != vmm {
+			return fmt.Errorf("%w: %s was made by %s, and this host runs %s", ErrNoVMM, from.dir, manifest.VMM, vmm)
+		}
 		if err := m.cfg.Memory.Verify(ctx, from.dir, manifest.Layers); err != nil {
 			return err
 		}

@@ -34,9 +34,10 @@ const (
 	// memoryPrefix begins the names of the layers of memory: memory.0, memory.0.hdr, memory.1, ...
 	memoryPrefix = "memory."
 	// FlatName is of a cache beside the snapshot's own files, which no manifest names: the layers in one file.
+	// What is named after it belongs to it.
 	FlatName = "memory.flat"
-	// FlatNoteName says what FlatName holds.
-	FlatNoteName = "memory.flat.json"
+	// WorkingSetName is of another: which pages are needed first.
+	WorkingSetName = "memory.first"
 )
 
 // LayerName is the name of the data of the n-th layer of memory.
@@ -57,7 +58,7 @@ func isLayerData(name string) bool {
 
 // isCache tells the files that are not part of a snapshot though they lie beside it.
 func isCache(name string) bool {
-	return name == FlatName || name == FlatNoteName || strings.HasPrefix(name, FlatName+".")
+	return strings.HasPrefix(name, FlatName) || strings.HasPrefix(name, WorkingSetName)
 }
 
 // Layers counts the layers of memory in dir from the first on, by their headers; 0 where dir does not exist.
@@ -225,4 +226,3 @@ func Size(paths ...string) (int64, error) {
 	}
 	return total, nil
 }
-

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"wrenn/impl/sandbox"
 )
@@ -42,7 +43,7 @@ func (d disk) make(ctx context.Context, spec sandbox.DiskSpec, act string, conte
 	_, err = f.Write(content)
 	d.h.mu.Lock()
 	defer d.h.mu.Unlock()
-	d.h.disks[spec.ID] = true
+	d.h.disks[spec.ID], d.h.made[spec.ID] = true, true
 	return errors.Join(err, f.Close(), d.h.fail[act], ctx.Err())
 }
 
@@ -80,15 +81,12 @@ func (d disk) Release(_ context.Context, spec sandbox.DiskSpec) error {
 	return nil
 }
 
-func (d disk) Reclaim(_ context.Context, owned func(string) bool) error {
+func (d disk) Reclaim(_ context.Context, living []string) error {
 	d.h.mu.Lock()
-	ids := maps.Clone(d.h.disks)
-	d.h.mu.Unlock()
-	for id := range ids {
-		if !owned(id) {
-			d.h.mu.Lock()
+	defer d.h.mu.Unlock()
+	for id := range maps.Clone(d.h.disks) {
+		if !slices.ContainsFunc(living, func(dir string) bool { return filepath.Base(dir) == id }) && !d.h.made[id] {
 			delete(d.h.disks, id)
-			d.h.mu.Unlock()
 		}
 	}
 	return nil

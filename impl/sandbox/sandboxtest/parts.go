@@ -31,6 +31,7 @@ type Host struct {
 
 	mu       sync.Mutex
 	disks    map[string]bool // what the kernel holds of disks, by sandbox
+	made     map[string]bool // those made in this life of the agent
 	pagers   map[string]bool // what provides memory, by sandbox
 	broken   []string        // rules that were broken
 	reserved map[int]bool
@@ -45,7 +46,7 @@ type Host struct {
 func NewHost() *Host {
 	return &Host{
 		Slots: 10, HostBoot: "boot-1", ConsoleText: "booted\n", reserved: map[int]bool{}, networks: map[int]bool{},
-		disks: map[string]bool{}, pagers: map[string]bool{}, policies: map[int]sandbox.NetworkPolicy{},
+		disks: map[string]bool{}, made: map[string]bool{}, pagers: map[string]bool{}, policies: map[int]sandbox.NetworkPolicy{},
 		machines: map[string]*Machine{}, nextPID: 100, fail: map[string]error{},
 	}
 }
@@ -63,7 +64,7 @@ func (h *Host) Fail(act string, err error) {
 func (h *Host) Restart() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.reserved = map[int]bool{}
+	h.reserved, h.made = map[int]bool{}, map[string]bool{}
 }
 
 // Census lists all that exists: networks, reserved slots, machines, and what the kernel holds of disks and memory.
