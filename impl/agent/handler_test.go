@@ -41,7 +41,7 @@ func serve(t *testing.T) served {
 	logger := slog.New(slog.DiscardHandler)
 	manager, err := sandbox.NewManager(sandbox.Config{
 		Dir: filepath.Join(t.TempDir(), "sandboxes"), Logger: logger, MemoryMiB: 2000,
-		Network: parts.Network(), Disk: parts.Disk(), VMM: parts.VMM(), Guest: parts.Guest(),
+		Network: parts.Network(), Disk: parts.Disk(), Memory: parts.Memory(), VMM: parts.VMM(), Guest: parts.Guest(),
 	})
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, manager.Close(context.WithoutCancel(t.Context()), true)) })

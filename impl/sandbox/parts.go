@@ -101,6 +101,8 @@ type MemorySource struct {
 
 // Memory keeps the layers of machines' memory. Names of files are those of package snapshot.
 type Memory interface {
+	// Diffs says whether a layer can hold changed pages alone; otherwise each snapshot is of all memory.
+	Diffs() bool
 	// Describe writes the header of the n-th layer in dir, whose data the VMM has just written. It lies on
 	// the one before it.
 	Describe(ctx context.Context, dir string, n int, layer Layer) error

@@ -265,7 +265,7 @@ func (m *Manager) linkChain(s *owned, w *writing) error {
 	if err != nil {
 		return err
 	}
-	if w.diff = layers > 0 && layers < maxLayers; w.diff {
+	if w.diff = m.cfg.Memory.Diffs() && layers > 0 && layers < maxLayers; w.diff {
 		w.manifest.Layers = layers
 		if err := snapshot.LinkLayers(chain, w.dir, layers); err != nil {
 			return err

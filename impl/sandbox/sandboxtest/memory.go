@@ -28,6 +28,8 @@ type header struct {
 // memory keeps layers as small files with checksums, each chained to the one below.
 type memory struct{ h *Host }
 
+func (m memory) Diffs() bool { return true }
+
 func (m memory) Describe(ctx context.Context, dir string, n int, layer sandbox.Layer) error {
 	data, err := os.ReadFile(filepath.Join(dir, snapshot.LayerName(n)))
 	if err != nil {
