@@ -26,6 +26,7 @@ type Machine struct {
 	exit     string
 
 	running bool
+	stuck   bool
 	memory  pages
 	dirty   map[string]bool
 	drive   *os.File // its disk, as it was opened
@@ -74,6 +75,7 @@ func (m *Machine) Kill(context.Context) error {
 
 // call does what the VMM's API does, if the process is there.
 func (m *Machine) call(ctx context.Context, act string, do func() error) error {
+	m.h.happen(act)
 	m.h.mu.Lock()
 	defer m.h.mu.Unlock()
 	if m.exit != "" {
@@ -98,6 +100,9 @@ func (m *Machine) Pause(ctx context.Context) error {
 // Resume lets the guest go on.
 func (m *Machine) Resume(ctx context.Context) error {
 	return m.call(ctx, "vmm.resume", func() error {
+		if m.stuck {
+			return errors.New("the processors do not start")
+		}
 		if !m.running {
 			m.running = true
 			m.guest.Lag += time.Since(m.guest.SavedAt)
@@ -131,7 +136,7 @@ func (m *Machine) Snapshot(ctx context.Context, to sandbox.MachineSnapshot) erro
 
 type vmm struct{ h *Host }
 
-func (v vmm) Name() string { return "fake 1.0" }
+func (v vmm) Name() string { return v.h.VMMName }
 
 // start makes a machine with the disk that dir has. It is called with mu held.
 func (v vmm) start(ctx context.Context, dir string, slot int, act string) (*Machine, error) {
@@ -175,6 +180,7 @@ func (v vmm) Restore(ctx context.Context, spec sandbox.RestoreSpec) (sandbox.Mac
 	if err := errors.Join(readJSON(spec.StatePath, &state), readJSON(spec.Memory.Path, &content)); err != nil {
 		return nil, err
 	}
+	v.h.happen("vmm.restore")
 	if state.Drive != sandbox.DiskName {
 		return nil, fmt.Errorf("drive %q cannot be opened", state.Drive)
 	}

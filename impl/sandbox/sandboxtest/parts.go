@@ -26,6 +26,8 @@ type Host struct {
 	FailAfterBoot error
 	// ConsoleText is what machines print.
 	ConsoleText string
+	// VMMName is the VMM's.
+	VMMName string
 	// HostBoot is the boot id that new machines get.
 	HostBoot string
 
@@ -40,14 +42,15 @@ type Host struct {
 	machines map[string]*Machine
 	nextPID  int
 	fail     map[string]error
+	on       map[string]func()
 }
 
 // NewHost returns an empty host with ten slots.
 func NewHost() *Host {
 	return &Host{
-		Slots: 10, HostBoot: "boot-1", ConsoleText: "booted\n", reserved: map[int]bool{}, networks: map[int]bool{},
+		Slots: 10, HostBoot: "boot-1", VMMName: "fake 1.0", ConsoleText: "booted\n", reserved: map[int]bool{}, networks: map[int]bool{},
 		disks: map[string]bool{}, made: map[string]bool{}, pagers: map[string]bool{}, policies: map[int]sandbox.NetworkPolicy{},
-		machines: map[string]*Machine{}, nextPID: 100, fail: map[string]error{},
+		machines: map[string]*Machine{}, nextPID: 100, fail: map[string]error{}, on: map[string]func(){},
 	}
 }
 
@@ -58,6 +61,35 @@ func (h *Host) Fail(act string, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.fail[act] = err
+}
+
+// OnAct calls do when the named act is next about to be done, of those that a machine does.
+func (h *Host) OnAct(act string, do func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.on[act] = do
+}
+
+// happen calls what OnAct was given.
+func (h *Host) happen(act string) {
+	h.mu.Lock()
+	do := h.on[act]
+	delete(h.on, act)
+	h.mu.Unlock()
+	if do != nil {
+		do()
+	}
+}
+
+// Stuck lets a machine's processors never run again.
+func (h *Host) Stuck(id string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for dir, m := range h.machines {
+		if filepath.Base(dir) == id {
+			m.stuck = true
+		}
+	}
 }
 
 // Restart is what a new life of the agent sees: the allocator's memory is gone, the kernel is not.
