@@ -44,10 +44,10 @@ func (m *Manager) create(s *owned) error {
 		i.EnvdVersion = report.EnvdVersion
 		i.Deadline = time.Now().Add(s.timeout)
 	})
-	s.become(Running)
-	if err := m.writeJournal(s); err != nil {
+	if err := m.writeJournalAs(s, Running); err != nil {
 		return err
 	}
+	s.become(Running)
 	m.cfg.Logger.Info("sandbox runs", "sandbox", s.now.ID, "template", s.now.Template, "slot", s.now.Slot, "pid", s.machine.Identity().PID)
 	return nil
 }

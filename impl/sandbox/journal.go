@@ -44,17 +44,34 @@ const journalName = "journal"
 func (m *Manager) dir(id string) string { return filepath.Join(m.cfg.Dir, id) }
 
 // writeJournal makes the sandbox's present state durable.
-func (m *Manager) writeJournal(s *owned) error { return m.writeJournalOf(s, "") }
+func (m *Manager) writeJournal(s *owned) error { return m.write(s.journal()) }
 
 // writeJournalOf is writeJournal for a sandbox that is being written into the snapshot target.
 func (m *Manager) writeJournalOf(s *owned, target string) error {
+	j := s.journal()
+	j.Target = target
+	return m.write(j)
+}
+
+// writeJournalAs is writeJournal for a sandbox that is to be in another state once this is durable.
+func (m *Manager) writeJournalAs(s *owned, next State) error {
+	j := s.journal()
+	j.Info.State = next
+	return m.write(j)
+}
+
+func (s *owned) journal() journal {
 	j := journal{
-		Version: journalVersion, Info: s.info(), AccessToken: s.token, EnvVars: s.env, Target: target, Lineage: s.lineage,
+		Version: journalVersion, Info: s.info(), AccessToken: s.token, EnvVars: s.env, Lineage: s.lineage,
 		Legacy: s.legacy, WrittenAt: time.Now(),
 	}
 	if s.machine != nil {
 		j.Machine = s.machine.Identity()
 	}
+	return j
+}
+
+func (m *Manager) write(j journal) error {
 	data, err := json.MarshalIndent(j, "", "\t")
 	if err != nil {
 		return fmt.Errorf("encode journal of %s: %w", j.Info.ID, err)

@@ -317,6 +317,10 @@ func (m *Manager) wake(s *owned) {
 		m.fail(s, "its processors could not be started again: "+errors.Join(err, s.exited()).Error())
 	default:
 		m.cfg.Logger.Error("the processes of a sandbox could not be thawed; it will be tried again", "sandbox", s.now.ID, "error", err)
+		s.become(Running)
+		if err := m.writeJournal(s); err != nil {
+			m.cfg.Logger.Error("a sandbox's journal cannot be written", "sandbox", s.now.ID, "error", err)
+		}
 		s.retry()
 	}
 }
@@ -333,11 +337,11 @@ func (m *Manager) wakeSteps(s *owned) []step.Step {
 	return []step.Step{
 		{Name: "chain", Do: func(context.Context) error { return m.dropUnfinished(s, s.now.State == Pausing) }},
 		{Name: "vcpus", Do: func(ctx context.Context) error { return m.unstop(ctx, s) }},
+		{Name: "guest", Do: func(ctx context.Context) error { return m.thaw(ctx, s) }},
 		{Name: "running", Do: func(context.Context) error {
 			s.become(Running)
 			return m.writeJournal(s)
 		}},
-		{Name: "guest", Do: func(ctx context.Context) error { return m.thaw(ctx, s) }},
 	}
 }
 

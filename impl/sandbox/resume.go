@@ -63,18 +63,20 @@ func (m *Manager) resume(ctx context.Context, s *owned, filesOnly bool) ([]Stage
 	defer end()
 	from := origin{dir: m.path(s, snapshotName), filesOnly: filesOnly}
 	var report BootReport
+	pausedAt := s.now.PausedAt
 	timings, err := step.Run(ctx, ResumeAct, m.resumeSteps(s, &from, &report))
 	phases := plainStages(timings)
 	if err != nil {
-		return phases, m.afterFailedResume(ctx, s, err)
+		return phases, m.afterFailedResume(ctx, s, pausedAt, err)
 	}
+	s.become(Running)
 	m.cfg.Logger.Info("sandbox is resumed", "sandbox", s.now.ID, "generation", s.source.Generation, "snapshot", s.source.ID,
 		"slot", s.now.Slot, "pid", s.machine.Identity().PID, "phases", phases)
 	return phases, nil
 }
 
 // afterFailedResume parks the sandbox again; its snapshot is as it was.
-func (m *Manager) afterFailedResume(ctx context.Context, s *owned, err error) error {
+func (m *Manager) afterFailedResume(ctx context.Context, s *owned, pausedAt time.Time, err error) error {
 	if s.machine != nil {
 		err = m.explain(ctx, s, actTimeout, err)
 	} else if errors.Is(context.Cause(ctx), errGivenUp) {
@@ -82,6 +84,7 @@ func (m *Manager) afterFailedResume(ctx context.Context, s *owned, err error) er
 	}
 	m.cfg.Logger.Warn("sandbox could not be resumed", "sandbox", s.now.ID, "error", err)
 	s.stopped, s.frozen = false, false
+	s.update(func(i *Info) { i.PausedAt = pausedAt })
 	s.become(Paused)
 	return errors.Join(err, m.park(s))
 }
@@ -99,8 +102,7 @@ func (m *Manager) resumeSteps(s *owned, from *origin, report *BootReport) []step
 			i.Deadline, i.PausedAt = time.Now().Add(s.timeout), time.Time{}
 			i.EnvdVersion = report.EnvdVersion
 		})
-		s.become(Running)
-		return m.writeJournal(s)
+		return m.writeJournalAs(s, Running)
 	}})
 }
 
