@@ -222,6 +222,13 @@ func TestMemoryFiles(t *testing.T) {
 	require.Error(t, m.save(1<<22, true, file), "no such process")
 	require.ErrorContains(t, m.save(os.Getppid(), true, file), "not mapped", "a process that has not mapped it")
 	require.NoError(t, file.close(false))
+	readOnly, err := os.Open(path)
+	require.NoError(t, err)
+	defer readOnly.Close()
+	booted, pages := sharedMemory(t, 8192)
+	pages[0] = 1
+	require.Error(t, booted.save(os.Getpid(), false, &memoryFile{f: readOnly, fresh: true}), "what cannot be written is told")
+	assert.False(t, booted.saved)
 	short, err := os.Open(path)
 	require.NoError(t, err)
 	defer short.Close()
