@@ -6,11 +6,14 @@ import (
 	"errors"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"wrenn/impl/need"
 )
 
 // inMemory is a chain without files: its index alone.
@@ -161,6 +164,31 @@ func TestS06_AMergeLeavesWhatIsThere(t *testing.T) {
 	assert.True(t, full.NeedsMerge())
 }
 
+// wantReflinks says that the temporary files are on a file system that shares data.
+const wantReflinks = "WRENN_TEST_REFLINKS"
+
+// TestS06_OnXFS runs tests of this package on another file system, which has reflinks and large folios. It is
+// mounted in a mount namespace of its own and goes with it.
+func TestS06_OnXFS(t *testing.T) {
+	need.Root(t)
+	need.Program(t, "mkfs.xfs", "unshare", "mount")
+	if os.Getenv(wantReflinks) != "" {
+		return // this is there already
+	}
+	dir := t.TempDir()
+	image := filepath.Join(t.TempDir(), "image")
+	require.NoError(t, os.WriteFile(image, nil, 0o600))
+	require.NoError(t, os.Truncate(image, 512<<20))
+	out, err := exec.Command("mkfs.xfs", "-q", image).CombinedOutput()
+	require.NoError(t, err, string(out))
+	cmd := exec.CommandContext(t.Context(), "unshare", "--mount", "--", "sh", "-c",
+		`mount -o loop "$1" "$2" && TMPDIR="$2" exec "$0" -test.v -test.run '^Test(S0|A)'`, os.Args[0], image, dir)
+	cmd.Env = append(os.Environ(), wantReflinks+"=1")
+	out, err = cmd.CombinedOutput()
+	require.NoError(t, err, string(out))
+	assert.Contains(t, string(out), "--- PASS: TestAFlatFileIsOnlyTakenForWhatItIs")
+}
+
 func TestAFlatFileIsOnlyTakenForWhatItIs(t *testing.T) {
 	m := chainOf(t, 2)
 	flat := filepath.Join(m.dir, "memory.flat")
@@ -170,7 +198,11 @@ func TestAFlatFileIsOnlyTakenForWhatItIs(t *testing.T) {
 		require.NoError(t, err)
 		return done
 	}
-	assert.False(t, flatten().Updated)
+	made := flatten()
+	assert.False(t, made.Updated)
+	if os.Getenv(wantReflinks) != "" {
+		assert.True(t, made.Reflinked)
+	}
 	again := flatten()
 	assert.True(t, again.Updated)
 	assert.Zero(t, again.Copied)
@@ -182,6 +214,24 @@ func TestAFlatFileIsOnlyTakenForWhatItIs(t *testing.T) {
 	done := flatten()
 	assert.True(t, done.Updated)
 	assert.Equal(t, top.DataSize(), done.Copied, "what changed, and nothing else, is written")
+
+	// An update that stops half-way leaves a file that is taken for nothing.
+	m.run()
+	require.NoError(t, m.pause(t.Context()))
+	top, err = ReadHeader(m.layers[3])
+	require.NoError(t, err)
+	flip(t, m.layers[3], top.Extents[len(top.Extents)-1].Offset)
+	_, err = m.flatten(t.Context(), flat)
+	refused(t, err, m.layers[3])
+	flip(t, m.layers[3], top.Extents[len(top.Extents)-1].Offset)
+	m.layers = m.layers[:3]
+	c, err := Open(m.layers...)
+	require.NoError(t, err)
+	done, err = c.Flatten(t.Context(), flat)
+	require.NoError(t, err)
+	assert.False(t, done.Updated, "a half-way update counts as the older content")
+	require.NoError(t, c.Close())
+	m.layers = append(m.layers, filepath.Join(m.dir, "memory.3"))
 
 	note, err := os.ReadFile(flat + FlatSuffix)
 	require.NoError(t, err)
@@ -196,6 +246,7 @@ func TestAFlatFileIsOnlyTakenForWhatItIs(t *testing.T) {
 		},
 		"one that others have": func() error { return os.Link(flat, flat+".link") },
 	} {
+		flatten()
 		require.NoError(t, spoil(), name)
 		assert.False(t, flatten().Updated, name)
 		assert.True(t, flatten().Updated, name)

@@ -70,6 +70,10 @@ func parallel(ctx context.Context, n, share, size int, f func(from, to int, buf 
 	workers.Go(func() error {
 		defer close(next)
 		for from := 0; from < n; from += share {
+			// The select alone would choose by chance.
+			if err := ctx.Err(); err != nil {
+				return err
+			}
 			select {
 			case next <- from:
 			case <-ctx.Done():

@@ -72,8 +72,9 @@ func (m memory) ioctl(request uintptr, arg unsafe.Pointer) error {
 // fill puts b at address and wakes who waits there. It returns how many bytes have been put before an error.
 // b must not be in memory that the garbage collector moves or frees: it is mapped.
 func (m memory) fill(address uint64, b []byte) (int64, error) {
-	arg := copyArg{dst: address, src: uint64(uintptr(unsafe.Pointer(unsafe.SliceData(b)))), length: uint64(len(b))}
-	err := m.ioctl(ioctlCopy, unsafe.Pointer(&arg))
+	src := uintptr(unsafe.Pointer(unsafe.SliceData(b))) //nolint:gosec // G103: the kernel wants an address; b is kept alive below
+	arg := copyArg{dst: address, src: uint64(src), length: uint64(len(b))}
+	err := m.ioctl(ioctlCopy, unsafe.Pointer(&arg)) //nolint:gosec // G103: an ioctl's argument
 	runtime.KeepAlive(b)
 	return max(arg.copied, 0), err
 }
@@ -81,14 +82,14 @@ func (m memory) fill(address uint64, b []byte) (int64, error) {
 // zero maps the zero page at length bytes from address on, as fill does.
 func (m memory) zero(address uint64, length int64) (int64, error) {
 	arg := zeropageArg{at: ioctlRange{address, uint64(length)}}
-	err := m.ioctl(ioctlZeropage, unsafe.Pointer(&arg))
+	err := m.ioctl(ioctlZeropage, unsafe.Pointer(&arg)) //nolint:gosec // G103: an ioctl's argument
 	return max(arg.zeroed, 0), err
 }
 
 // wake lets the threads go on that wait for length bytes from address on.
 func (m memory) wake(address uint64, length int64) error {
 	arg := ioctlRange{address, uint64(length)}
-	return m.ioctl(ioctlWake, unsafe.Pointer(&arg))
+	return m.ioctl(ioctlWake, unsafe.Pointer(&arg)) //nolint:gosec // G103: an ioctl's argument
 }
 
 // events reads what has happened into buf and returns it; none where nothing has. The descriptor does not

@@ -235,4 +235,3 @@ func place(wire []wireRegion, size int64) ([]region, error) {
 	}
 	return regions, nil
 }
-

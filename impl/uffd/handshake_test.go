@@ -65,20 +65,3 @@ func TestS10_ARemovalMayCoverSeveralRegionsAndMore(t *testing.T) {
 	}
 	assert.Equal(t, []int64{3, 4}, removed)
 }
-
-func FuzzWorkingSet(f *testing.F) {
-	f.Add(encodeSet([]window{{0, 5, false}, {9, 10, false}}))
-	f.Add([]byte(setMagic))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		set, err := decodeSet(b, 100)
-		if err != nil {
-			return
-		}
-		for _, w := range set {
-			if w.from < 0 || w.to > 100 || w.from >= w.to {
-				t.Fatalf("%+v", w)
-			}
-		}
-		assert.Equal(t, b, encodeSet(set))
-	})
-}

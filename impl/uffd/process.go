@@ -46,8 +46,10 @@ const logTail = 2048
 // Start starts a page server in a session of its own and returns when it listens at its socket. ctx bounds
 // the start alone. On an error nothing is left running.
 func Start(ctx context.Context, cfg StartConfig) (*Process, error) {
+	name := cfg.Binary
 	if cfg.Binary == "" {
-		cfg.Binary = "/proc/self/exe"
+		// By its path it might be a newer version by now.
+		cfg.Binary, name = "/proc/self/exe", os.Args[0]
 	}
 	if cfg.ReadyTimeout == 0 {
 		cfg.ReadyTimeout = 30 * time.Second
@@ -62,6 +64,7 @@ func Start(ctx context.Context, cfg StartConfig) (*Process, error) {
 	defer log.Close()
 	pidfd := -1
 	cmd := exec.Command(cfg.Binary, append([]string{CommandName}, cfg.Config.Args()...)...) //nolint:noctx // it outlives every context
+	cmd.Args[0] = name
 	// The agent's secrets are none of its business.
 	cmd.Env = []string{}
 	cmd.Stdout, cmd.Stderr = log, log
@@ -124,7 +127,8 @@ func tail(path string) string {
 	return string(b)
 }
 
-// Adopt takes over a page server that an earlier agent started. It fails with ErrGone where that has ended.
+// Adopt takes over a page server that an earlier agent started. It fails with ErrGone where that has ended,
+// while no agent guarded its VMM: if the VMM lives, it has to be killed now.
 func Adopt(id Identity) (*Process, error) {
 	if id.PID <= 1 {
 		return nil, fmt.Errorf("adopt page server %d: not its pid", id.PID)

@@ -82,7 +82,7 @@ func newRig(tb testing.TB, pages int) *rig {
 	tb.Helper()
 	need.Root(tb)
 	need.File(tb, "userfaultfd", "/proc/sys/vm/unprivileged_userfaultfd", "a kernel with CONFIG_USERFAULTFD")
-	dir, err := os.MkdirTemp("", "pg") // short: for sockets
+	dir, err := os.MkdirTemp("", "pg") //nolint:usetesting // a short name, since sockets' paths are
 	require.NoError(tb, err)
 	tb.Cleanup(func() { assert.NoError(tb, os.RemoveAll(dir)) })
 	r := &rig{dir: dir, size: int64(pages) * memfile.PageSize, seed: seed(tb)}

@@ -2,6 +2,8 @@ package uffd
 
 import (
 	"context"
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"io/fs"
 	"net"
@@ -13,6 +15,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"wrenn/impl/memfile"
 )
@@ -71,6 +74,57 @@ func TestS10_APageThatWasGivenAwayIsZeroWhateverRaces(t *testing.T) {
 	counts := s.counts(t)
 	assert.Greater(t, counts.Removals, int64(1000))
 	t.Logf("%+v", counts)
+}
+
+func TestS10_ARefusedFaultIsServedWithoutAFurtherEvent(t *testing.T) {
+	r := newRig(t, 4000)
+	cfg := r.config()
+	cfg.Batch = memfile.PageSize
+	s := serveHere(t, cfg)
+	v := r.startVMM(t, play{})
+	v.says(t, "ready")
+	v.tell(t, "duel", 700)
+	v.says(t, "ok")
+	v.quit(t)
+	require.NoError(t, s.wait(t))
+	counts := s.counts(t)
+	assert.Positive(t, counts.Deferred, "no fault was refused: this proves nothing")
+	t.Logf("%+v", counts)
+}
+
+// TestS10_EventsAreReadWhileNothingIsFilled: a removal that is read while old content is on its way to the
+// page would let that content stay. The kernel's own order makes the moment too short to be met by racing.
+func TestS10_EventsAreReadWhileNothingIsFilled(t *testing.T) {
+	var pipe [2]int
+	require.NoError(t, unix.Pipe2(pipe[:], unix.O_NONBLOCK|unix.O_CLOEXEC))
+	defer func() { assert.NoError(t, errors.Join(unix.Close(pipe[0]), unix.Close(pipe[1]))) }()
+	event := make([]byte, messageSize)
+	event[0] = eventRemove
+	binary.NativeEndian.PutUint64(event[8:], memfile.PageSize)
+	binary.NativeEndian.PutUint64(event[16:], 2*memfile.PageSize)
+	_, err := unix.Write(pipe[1], event)
+	require.NoError(t, err)
+
+	const size = 4 * memfile.PageSize
+	s := &server{vmm: &vmm{memory: memory{pipe[0]}}, pages: newPages([]region{{0, size, 0}}, size)}
+	s.changing.RLock() // a page is being filled
+	done := make(chan error, 1)
+	go func() {
+		_, err := s.drain(make([]byte, messageSize))
+		done <- err
+	}()
+	select {
+	case <-done:
+		require.FailNow(t, "events were read")
+	case <-time.After(100 * time.Millisecond):
+	}
+	unread, err := unix.IoctlGetInt(pipe[0], unix.TIOCINQ)
+	require.NoError(t, err)
+	assert.Equal(t, messageSize, unread, "the removal was read")
+	s.changing.RUnlock()
+	require.NoError(t, <-done)
+	assert.True(t, s.pages.removed.has(1), "and noted with the same lock held")
+	assert.False(t, s.pages.removed.has(2))
 }
 
 func TestS10_MemoryThatCannotBeReadKillsTheVMM(t *testing.T) {

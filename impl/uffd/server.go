@@ -109,7 +109,7 @@ func Serve(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return fmt.Errorf("serve pages: %w", err)
 	}
-	defer chain.Close()
+	defer chain.Close() //nolint:errcheck // its files were only read
 	v, err := await(ctx, cfg, chain.Size())
 	if v != nil {
 		defer v.close()

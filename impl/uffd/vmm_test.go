@@ -88,6 +88,8 @@ func playMain(config string) int {
 			fmt.Println(m.compare(n))
 		case "first":
 			fmt.Println(m.first(n))
+		case "duel":
+			fmt.Println(m.duel(n))
 		case "race":
 			fmt.Println(m.race(n))
 		}
@@ -291,4 +293,45 @@ func (m *machine) race(n int) string {
 		}
 		return ""
 	})
+}
+
+// duel touches a page on one thread at the moment in which another one gives a page away, n times, and nothing
+// else happens meanwhile: a fault that is refused then is followed by no further event.
+func (m *machine) duel(n int) string {
+	runtime.GOMAXPROCS(4)
+	order := m.rand.Perm(len(m.truth) / memfile.PageSize)
+	var round atomic.Int64
+	var removed error
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		for i := range n {
+			for round.Load() < int64(i+1) { // spins, to be as fast as can be
+			}
+			if err := unix.Madvise(m.in(int64(order[n+i])), unix.MADV_DONTNEED); err != nil {
+				removed = err
+			}
+			round.Store(-int64(i + 1))
+			for round.Load() == -int64(i+1) {
+				runtime.Gosched()
+			}
+		}
+	}()
+	for i := range n {
+		round.Store(int64(i + 1))
+		p := int64(order[i])
+		if !bytes.Equal(m.in(p), m.expected(p)) {
+			return fmt.Sprintf("page %d holds other content", p)
+		}
+		for round.Load() != -int64(i+1) {
+			runtime.Gosched()
+		}
+		round.Store(0)
+	}
+	<-done
+	if removed != nil {
+		return removed.Error()
+	}
+	return "ok"
 }
