@@ -90,7 +90,7 @@ func TestS08_SnapshotsSurviveALossOfPower(t *testing.T) {
 func losePower(t *testing.T, feature string, mode Mode) {
 	p := newPower(t)
 	r := newRig(t, mode, filepath.Join(p.mount, "agent"))
-	unix.Sync() // the image, and whatever else was there before
+	unix.Sync()      // the image, and whatever else was there before
 	host := func() { // the host starts again
 		r.shut()
 		p.back()
