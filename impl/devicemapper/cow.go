@@ -41,6 +41,19 @@ func readHeader(cow io.ReaderAt) (used bool, err error) {
 	return true, nil
 }
 
+// CheckCow returns ErrInvalid or ErrCorrupt for a file that cannot be the CoW of a disk of size bytes.
+func CheckCow(path string, size int64) error {
+	cow, err := openCow(path, CowSize(size))
+	if err != nil {
+		return err
+	}
+	defer cow.Close()
+	if _, err := readHeader(cow); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
+}
+
 // exceptions reads what the CoW of a disk of size bytes keeps, in the order in which it was written. A file
 // that nothing was written to has none. It returns ErrInvalid or ErrCorrupt.
 func exceptions(cow io.ReaderAt, size int64) ([]exception, error) {

@@ -141,6 +141,27 @@ func (m *Manager) keep(ctx context.Context, name string, d Disk, cow *os.File, h
 	return true, putNode(name, dev.number)
 }
 
+// Attached tells whether the disk has a device, over its very CoW file. The origin is not looked at.
+func (m *Manager) Attached(d Disk) bool {
+	name, err := Name(d.ID)
+	if err != nil {
+		return false
+	}
+	dev, err := m.control.info(name)
+	if err != nil || !dev.active {
+		return false
+	}
+	if _, ours := ownID(m.owner, name, dev.uuid); !ours {
+		return false
+	}
+	cow, err := openCow(d.Cow, CowSize(d.Size))
+	if err != nil {
+		return false
+	}
+	defer cow.Close()
+	return m.over(name, cow)
+}
+
 // over tells whether the device keeps what is written in the file cow.
 func (m *Manager) over(name string, cow *os.File) bool {
 	file, err := m.cowFile(name)

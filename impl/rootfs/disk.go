@@ -23,15 +23,16 @@ func (s *Store) Create(ctx context.Context, template, dir string, sizeMiB int) e
 	if err != nil {
 		return err
 	}
-	hash, err := s.hashes.of(ctx, t.path)
+	content, err := s.hashes.of(ctx, t.path)
 	if err != nil {
 		return err
 	}
+	bytes := content.Identity.Size
 	if sizeMiB == 0 {
-		sizeMiB = int((t.bytes + 1<<20 - 1) >> 20)
+		sizeMiB = int((bytes + 1<<20 - 1) >> 20)
 	}
 	r := Record{
-		Version: recordVersion, Mode: s.mode, Template: t.Name, TemplateHash: hash, TemplateBytes: t.bytes, SizeMiB: sizeMiB,
+		Version: recordVersion, Mode: s.mode, Template: t.Name, TemplateHash: content.Hash, TemplateBytes: bytes, SizeMiB: sizeMiB,
 	}
 	if err := r.check(); err != nil {
 		return err
@@ -39,11 +40,17 @@ func (s *Store) Create(ctx context.Context, template, dir string, sizeMiB int) e
 	if err := s.intend(r, dir); err != nil {
 		return err
 	}
+	if r.Mode == ModeSnapshot {
+		return s.createDevice(ctx, t, r, dir)
+	}
 	return s.createCopy(ctx, t, r, dir)
 }
 
 // intend writes the record, unless a disk of another kind is there.
 func (s *Store) intend(r Record, dir string) error {
+	if _, err := diskID(dir); err != nil {
+		return err
+	}
 	have, err := Info(dir)
 	if err == nil && have == r {
 		return nil
@@ -100,8 +107,9 @@ func checkCopy(r Record, dir string) error {
 
 // Attach makes dir/root.disk openable again, after Clone or a restart of the agent or the host. It is not for
 // a directory whose files were linked into a snapshot since, because the snapshot would change with the disk.
-// It returns ErrNoRecord, ErrNoTemplate or ErrTemplateChanged for a dm-snapshot that has lost what it is over
-// (a copy holds all itself), ErrInvalid for one that was once full.
+// What is attached already stays so, under a machine that runs. It returns ErrNoRecord; for a dm-snapshot also
+// ErrNoTemplate or ErrTemplateChanged when it has lost what it is over (a copy holds all itself), ErrInvalid,
+// ErrShared and ErrUnavailable.
 func (s *Store) Attach(ctx context.Context, dir string) error {
 	r, err := Info(dir)
 	if err != nil {
@@ -110,13 +118,22 @@ func (s *Store) Attach(ctx context.Context, dir string) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	if r.Mode == ModeSnapshot {
+		return s.attachDevice(ctx, r, dir)
+	}
 	return checkCopy(r, dir)
 }
 
 // Detach lets go of the kernel's part of the disk, whose data stay. The machine must be gone.
-func (s *Store) Detach(_ context.Context, dir string) error {
-	_, err := diskID(dir)
-	return err
+func (s *Store) Detach(ctx context.Context, dir string) error {
+	id, err := diskID(dir)
+	if err != nil {
+		return err
+	}
+	if r, err := Info(dir); err == nil && r.Mode == ModeCopy {
+		return nil
+	}
+	return s.detachDevice(ctx, id, dir)
 }
 
 // Remove removes the disk in dir, whole or half made; dir itself may be gone. The machine must be gone.
@@ -134,12 +151,22 @@ func (s *Store) Remove(ctx context.Context, dir string) error {
 // Reclaim removes what an earlier life of the agent left in the kernel of sandboxes other than those in
 // livingDirs. Disks that this life has made or attached are left alone, so it may run beside anything.
 func (s *Store) Reclaim(ctx context.Context, livingDirs []string) error {
+	living := make(map[string]bool, len(livingDirs))
 	for _, dir := range livingDirs {
-		if _, err := diskID(dir); err != nil {
+		id, err := diskID(dir)
+		if err != nil {
 			return err
 		}
+		living[id] = true
 	}
-	return ctx.Err()
+	if s.devices == nil {
+		return nil
+	}
+	removed, err := s.devices.Reclaim(ctx, func(id string) bool { return living[id] })
+	if len(removed) > 0 {
+		s.cfg.Logger.Info("removed the devices of disks that are nobody's", "disks", removed)
+	}
+	return err
 }
 
 // diskID is the name of the disk in dir: the directory's own, which is the sandbox's id.

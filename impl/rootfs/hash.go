@@ -59,49 +59,50 @@ func openHashes(path string) *hashes {
 	return h
 }
 
-// of returns the hash of the file at path. Callers that come together share one reading, which ends with the
+// of returns what the file at path is and holds. Callers that come together share one reading, which ends with the
 // context of the first.
-func (h *hashes) of(ctx context.Context, path string) (string, error) {
+func (h *hashes) of(ctx context.Context, path string) (known, error) {
 	for {
 		v, err, shared := h.flight.Do(path, func() (any, error) { return h.read(ctx, path) })
 		if shared && errors.Is(err, context.Canceled) && ctx.Err() == nil {
 			continue // it was the other's context
 		}
 		if err != nil {
-			return "", fmt.Errorf("hash %s: %w", path, err)
+			return known{}, fmt.Errorf("hash %s: %w", path, err)
 		}
-		return v.(string), nil //nolint:forcetypeassert,revive // read returns strings
+		return v.(known), nil
 	}
 }
 
-func (h *hashes) read(ctx context.Context, path string) (string, error) {
+func (h *hashes) read(ctx context.Context, path string) (known, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return "", err
+		return known{}, err
 	}
 	defer f.Close()
 	before, err := identityOf(f)
 	if err != nil {
-		return "", err
+		return known{}, err
 	}
 	h.mu.Lock()
 	k, ok := h.known[path]
 	h.mu.Unlock()
 	if ok && k.Identity == before {
-		return k.Hash, nil
+		return k, nil
 	}
 	hash, err := hashFile(ctx, f)
 	if err != nil {
-		return "", err
+		return known{}, err
 	}
 	after, err := identityOf(f)
 	if err != nil {
-		return "", err
+		return known{}, err
 	}
 	if before != after {
-		return "", errors.New("it is being changed")
+		return known{}, errors.New("it is being changed")
 	}
-	return hash, h.learn(path, known{Identity: after, Hash: hash})
+	k = known{Identity: after, Hash: hash}
+	return k, h.learn(path, k)
 }
 
 func (h *hashes) learn(path string, k known) error {

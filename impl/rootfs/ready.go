@@ -11,11 +11,12 @@ import (
 	"wrenn/impl/internal/sparsefile"
 )
 
-// Fill makes copies of the template in the background until Config.Ready are there.
+// Fill learns the template's content in the background, so that no create waits for that, and in copy mode
+// makes copies until Config.Ready are there.
 func (s *Store) Fill(template string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed || s.filling[template] || s.cfg.Ready == 0 {
+	if s.closed || s.filling[template] {
 		return
 	}
 	s.filling[template] = true
@@ -35,6 +36,12 @@ func (s *Store) fill(template string) error {
 		t, err := s.Template(template)
 		if err != nil {
 			return err
+		}
+		if _, err := s.hashes.of(s.ctx, t.path); err != nil {
+			return err
+		}
+		if s.mode != ModeCopy {
+			return nil
 		}
 		ready, err := s.ready(t)
 		if err != nil || len(ready) >= s.cfg.Ready {

@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"sync"
 
+	"wrenn/impl/devicemapper"
 	"wrenn/impl/internal/sparsefile"
 )
 
@@ -49,6 +50,7 @@ type Store struct {
 	mode     Mode
 	readyDir string
 	hashes   *hashes
+	devices  *devicemapper.Manager // nil where there are none
 	ctx      context.Context
 	cancel   context.CancelFunc
 	wg       sync.WaitGroup
@@ -96,7 +98,7 @@ func (s *Store) Close() error {
 	s.mu.Unlock()
 	s.cancel()
 	s.wg.Wait()
-	var errs []error
+	errs := []error{s.closeDevices()}
 	if err := os.RemoveAll(s.readyDir); err != nil {
 		errs = append(errs, fmt.Errorf("remove ready disks: %w", err))
 	}

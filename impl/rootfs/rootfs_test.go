@@ -148,28 +148,3 @@ func TestDisksOfAnEarlierLifeAreNotTrusted(t *testing.T) {
 	require.NoError(t, next.Close())
 	assert.NoDirExists(t, filepath.Join(dir, "disks", "ready"))
 }
-
-// BenchmarkCreate compares a copy of 64 MiB made on demand with one that was ready.
-func BenchmarkCreate(b *testing.B) {
-	for _, ready := range []int{0, 2} {
-		b.Run(fmt.Sprintf("ready=%d", ready), func(b *testing.B) {
-			s, dir := newStore(b, ready)
-			disk := filepath.Join(dir, "image", "templates", "base", templateDisk)
-			require.NoError(b, os.WriteFile(disk, bytes.Repeat([]byte("noise"), 64<<20/5), 0o600))
-			path := sandboxDir(b, dir, "disk")
-			for b.Loop() {
-				b.StopTimer()
-				s.Fill("base")
-				require.Eventually(b, func() bool {
-					found, err := filepath.Glob(filepath.Join(dir, "disks", "ready", "base@*[0-9]"))
-					return err == nil && len(found) == ready
-				}, time.Minute, time.Millisecond)
-				b.StartTimer()
-				require.NoError(b, s.Create(b.Context(), "base", path, 0))
-				b.StopTimer()
-				require.NoError(b, s.Remove(b.Context(), path))
-				b.StartTimer()
-			}
-		})
-	}
-}

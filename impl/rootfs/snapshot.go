@@ -91,6 +91,9 @@ func (s *Store) settle(ctx context.Context, dir string) (Record, error) {
 	if err := ctx.Err(); err != nil {
 		return r, err
 	}
+	if r.Mode == ModeSnapshot {
+		return r, s.settleDevice(ctx, r, dir)
+	}
 	return r, checkCopy(r, dir)
 }
 

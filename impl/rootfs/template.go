@@ -23,8 +23,7 @@ type Template struct {
 	EnvdVersion   string `json:"envdVersion"`
 	KernelVersion string `json:"kernelVersion"`
 
-	path  string
-	bytes int64
+	path string
 	// generation changes when the disk is rebuilt.
 	generation string
 }
@@ -63,7 +62,6 @@ func Load(imageDir, name string) (Template, error) {
 		return Template{}, fmt.Errorf("read template %s: %w", name, err)
 	}
 	t.Name = name
-	t.bytes = info.Size()
 	t.path = filepath.Join(root.Name(), name, templateDisk)
 	t.generation = fmt.Sprintf("%x-%x", info.ModTime().UnixNano(), info.Size())
 	return t, nil
