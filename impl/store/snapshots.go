@@ -43,7 +43,7 @@ type SnapshotQuery struct {
 }
 
 // PutSnapshot adds a snapshot. Its name is taken from the one that had it, which loses its row and is
-// returned. The same snapshot may be put twice: the second time names it.
+// returned. The same snapshot may be put twice: the second time can only name it.
 func (s *Store) PutSnapshot(ctx context.Context, sn Snapshot) (replaced []Snapshot, err error) {
 	tx, err := s.write.BeginTx(ctx, nil)
 	if err != nil {
@@ -64,7 +64,7 @@ func (s *Store) PutSnapshot(ctx context.Context, sn Snapshot) (replaced []Snapsh
 		}
 	}
 	_, err = tx.ExecContext(ctx, `INSERT INTO snapshots (`+snapshotColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
-		ON CONFLICT (id) DO UPDATE SET name = excluded.name, tag = excluded.tag`,
+		ON CONFLICT (id) DO UPDATE SET name = excluded.name, tag = excluded.tag WHERE excluded.name <> ''`,
 		sn.ID, sn.Name, sn.Tag, sn.Agent, sn.SandboxID, sn.Template, sn.CreatedAt.UnixNano(),
 		int64(sn.VCPUs), int64(sn.MemoryMiB), int64(sn.DiskMiB), int64(sn.SizeBytes))
 	if err != nil {

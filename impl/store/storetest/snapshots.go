@@ -63,7 +63,7 @@ func snapshotsTakeNames(t *testing.T, s *store.Store) {
 	require.NoError(t, err)
 	assert.Equal(t, []store.Snapshot{second, other}, list)
 	put(t, s, second) // again
-	put(t, s, snapshot("s4", "", 4), snapshot("s4", "late", 4))
+	put(t, s, snapshot("s4", "", 4), snapshot("s4", "late", 4), snapshot("s4", "", 4))
 	got, err := s.FindSnapshot(t.Context(), "late", store.DefaultTag)
 	require.NoError(t, err)
 	assert.Equal(t, "s4", got.ID)
