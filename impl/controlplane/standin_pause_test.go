@@ -59,15 +59,25 @@ func (a *standIn) change(call, id string, from, through, to hostagentv1.SandboxS
 	}
 	sb.State = through
 	a.mu.Unlock()
-	err := a.hook(before, call, id)
+	err := connect.NewError(connect.CodeInternal, errors.New("the hook has not returned"))
+	defer func() { // also when the hook breaks the connection
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if err != nil {
+			sb.State = from
+		}
+	}()
+	refusal := a.hook(before, call, id)
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if refusal == nil {
+		err = nil
+	}
 	if a.sandboxes[id] == nil {
 		return nil, connect.NewError(connect.CodeFailedPrecondition, errors.New("it was destroyed meanwhile"))
 	}
-	if err != nil {
-		sb.State = from
-		return nil, err
+	if refusal != nil {
+		return nil, refusal
 	}
 	sb.State = to
 	return sb, nil
