@@ -192,7 +192,9 @@ func TestA02_ReconcileLearnsOfPauses(t *testing.T) {
 	a.with(func() { a.sandboxes[id].State = isResuming })
 	time.Sleep(200 * time.Millisecond)
 	assert.Equal(t, store.Paused, p.rows()[0].State)
-	a.with(func() { a.sandboxes[id].State, a.sandboxes[id].Deadline = isRunning, timestamppb.New(time.Now().Add(time.Hour)) })
+	a.with(func() {
+		a.sandboxes[id].State, a.sandboxes[id].Deadline = isRunning, timestamppb.New(time.Now().Add(time.Hour))
+	})
 	eventually(t, "the resume is known", func() bool { return p.rows()[0].State == store.Running })
 	assert.InDelta(t, time.Hour, time.Until(p.rows()[0].EndAt), float64(wait))
 }
