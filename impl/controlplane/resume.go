@@ -150,20 +150,36 @@ func (s *server) askResume(ctx context.Context, agent *agentclient.Client, req a
 	return made, resumed, phases, err
 }
 
-// resumeOnTraffic makes a paused sandbox run because somebody wants to reach one of its ports, if it was
-// created so. It returns nil once the sandbox runs, and else portproxy.ErrNotFound, ErrTransition,
-// ErrUnreachable or another error. It returns when ctx ends, while a resume that has begun goes on.
-func (s *server) resumeOnTraffic(ctx context.Context, id string) error {
+// resumer lets the door to sandboxes' ports make them run.
+type resumer struct{ *server }
+
+// sleeps says whether traffic to a sandbox makes it run: it was created so, and it is paused, or its agent is
+// about to pause it at its end. Without its memory it would boot anew, which nobody expects of a request.
+func sleeps(row store.Sandbox) bool {
+	switch row.State {
+	case store.Paused:
+		return row.AutoResume && !row.FilesOnly
+	case store.Running:
+		return row.AutoResume && !row.PauseFilesOnly && row.OnTimeout == onTimeoutPause && !time.Now().Before(row.EndAt)
+	default:
+		return false
+	}
+}
+
+// Resume makes a sandbox run because somebody wants to reach one of its ports, if it was created so. It
+// returns nil once the sandbox runs, and else portproxy.ErrNotFound, ErrTransition, ErrUnreachable or another
+// error. It returns when ctx ends, while a resume that has begun goes on.
+func (s resumer) Resume(ctx context.Context, id string) error {
 	row, err := s.store.Get(ctx, id)
 	switch {
 	case errors.Is(err, store.ErrNotFound):
 		return portproxy.ErrNotFound
 	case err != nil:
 		return err
+	case sleeps(row):
 	case row.State == store.Running:
 		return nil
-	// Without its memory it would boot anew, which nobody expects of a request.
-	case row.State != store.Paused, !row.AutoResume, row.FilesOnly:
+	default:
 		return portproxy.ErrNotFound
 	}
 	result := make(chan error, 1)

@@ -18,8 +18,8 @@ import (
 	"wrenn/impl/store"
 )
 
-// trafficServer returns a server beside p's, on the same store and agent, to call resumeOnTraffic of.
-func trafficServer(t *testing.T, p *plane, a *standIn) *server {
+// trafficServer returns a server beside p's, on the same store and agent, whose door asks to resume.
+func trafficServer(t *testing.T, p *plane, a *standIn) resumer {
 	t.Helper()
 	st, err := store.Open(t.Context(), p.database)
 	require.NoError(t, err)
@@ -27,7 +27,7 @@ func trafficServer(t *testing.T, p *plane, a *standIn) *server {
 	agent, err := agentclient.New(a.config("one"))
 	require.NoError(t, err)
 	t.Cleanup(agent.Close)
-	return &server{cfg: Config{Logger: p.logger()}, store: st, agents: []*agentclient.Client{agent}}
+	return resumer{&server{cfg: Config{Logger: p.logger()}, store: st, agents: []*agentclient.Client{agent}}}
 }
 
 var resumes = map[string]any{"enabled": true}
@@ -37,9 +37,9 @@ func TestP08_TrafficResumesWhatAskedForIt(t *testing.T) {
 	s := trafficServer(t, p, a)
 	for timeout, want := range map[int]time.Duration{10: 300 * time.Second, 4000: 4000 * time.Second} {
 		id := p.create(map[string]any{"timeout": timeout, "autoPause": true, "autoResume": resumes}).SandboxID
-		require.NoError(t, s.resumeOnTraffic(t.Context(), id), "it runs")
+		require.NoError(t, s.Resume(t.Context(), id), "it runs")
 		p.pause(id)
-		require.NoError(t, s.resumeOnTraffic(t.Context(), id))
+		require.NoError(t, s.Resume(t.Context(), id))
 		assert.Equal(t, isRunning, a.state(id))
 		detail := p.detail(id)
 		assert.Equal(t, store.Running, detail.State)
@@ -66,13 +66,30 @@ func TestP08_TrafficResumesNothingElse(t *testing.T) {
 	killed := p.create(map[string]any{"autoResume": resumes}).SandboxID
 	require.Equal(t, http.StatusNoContent, p.do("DELETE", "/sandboxes/"+killed, nil).code)
 	for _, id := range []string{plain, files, killed, "iunknown"} {
-		require.ErrorIs(t, s.resumeOnTraffic(t.Context(), id), portproxy.ErrNotFound)
+		require.ErrorIs(t, s.Resume(t.Context(), id), portproxy.ErrNotFound)
 	}
 	assert.Zero(t, asks)
 	// Once it has its memory again, traffic may.
 	require.Equal(t, http.StatusCreated, p.do("POST", "/v2/sandboxes/"+files+"/connect", nil).code)
 	p.pause(files)
-	require.NoError(t, s.resumeOnTraffic(t.Context(), files))
+	require.NoError(t, s.Resume(t.Context(), files))
+}
+
+// The store learns seconds later of what an agent does at a sandbox's end; requests do not wait for that.
+func TestP08_TrafficResumesWhatItsAgentIsPausing(t *testing.T) {
+	p, a := startWithAgent(t)
+	s := trafficServer(t, p, a)
+	id := p.create(map[string]any{"timeout": 1, "autoPause": true, "autoResume": resumes}).SandboxID
+	assert.False(t, sleeps(p.rows()[0]))
+	time.Sleep(1100 * time.Millisecond)
+	assert.True(t, sleeps(p.rows()[0]))
+	a.with(func() { a.sandboxes[id].State = isPausing })
+	time.AfterFunc(100*time.Millisecond, func() { a.pausesByItself(id) })
+	require.NoError(t, s.Resume(t.Context(), id))
+	assert.Equal(t, isRunning, a.state(id))
+	assert.Equal(t, store.Running, p.rows()[0].State)
+	assert.False(t, sleeps(p.rows()[0]))
+	assert.InDelta(t, minTrafficTimeout, time.Until(p.rows()[0].EndAt), float64(wait))
 }
 
 func TestP08_ManyRequestsResumeOnce(t *testing.T) {
@@ -92,7 +109,7 @@ func TestP08_ManyRequestsResumeOnce(t *testing.T) {
 	})
 	var wg sync.WaitGroup
 	for range 20 {
-		wg.Go(func() { assert.NoError(t, s.resumeOnTraffic(t.Context(), id)) })
+		wg.Go(func() { assert.NoError(t, s.Resume(t.Context(), id)) })
 	}
 	wg.Wait()
 	assert.EqualValues(t, 1, asks.Load())
@@ -104,11 +121,11 @@ func TestP08_WhatTrafficIsToldOfAFailedResume(t *testing.T) {
 	id := p.create(map[string]any{"autoResume": resumes}).SandboxID
 	p.pause(id)
 	a.fail("resume", connect.NewError(connect.CodeInternal, errors.New("torn")))
-	require.ErrorIs(t, s.resumeOnTraffic(t.Context(), id), agentclient.ErrInternal)
+	require.ErrorIs(t, s.Resume(t.Context(), id), agentclient.ErrInternal)
 	a.fail("resume", connect.NewError(connect.CodeFailedPrecondition, errors.New("busy")))
-	require.ErrorIs(t, s.resumeOnTraffic(t.Context(), id), portproxy.ErrTransition)
+	require.ErrorIs(t, s.Resume(t.Context(), id), portproxy.ErrTransition)
 	a.with(func() { a.before = func(string, string) error { return lost() } })
-	require.ErrorIs(t, s.resumeOnTraffic(t.Context(), id), portproxy.ErrUnreachable)
+	require.ErrorIs(t, s.Resume(t.Context(), id), portproxy.ErrUnreachable)
 	assert.Equal(t, store.Paused, p.rows()[0].State)
 
 	// Whoever asked is told in time; the resume goes on.
@@ -123,7 +140,7 @@ func TestP08_WhatTrafficIsToldOfAFailedResume(t *testing.T) {
 	})
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	require.ErrorIs(t, s.resumeOnTraffic(ctx, id), context.DeadlineExceeded)
+	require.ErrorIs(t, s.Resume(ctx, id), context.DeadlineExceeded)
 	close(slow)
 	eventually(t, "the resume has come to its end", func() bool { return p.rows()[0].State == store.Running })
 }
