@@ -17,7 +17,7 @@ export GOFLAGS := -buildvcs=false
 # What a host needs to run sandboxes and to build the image, and what the tests need on top (a C compiler
 # for the race detector, and npm for E2B's SDK).
 RUN_PACKAGES := qemu-system-x86 mmdebstrap iptables iproute2 util-linux e2fsprogs xz-utils lz4 curl ca-certificates
-TEST_PACKAGES := gcc libc6-dev git procps zstd dmsetup
+TEST_PACKAGES := gcc libc6-dev git procps zstd dmsetup xfsprogs
 
 # What the Vagrant machine of `make e2e` needs. Nothing of it has to run: libvirt is started on a ground of its own.
 VM_DEBS := vagrant vagrant-libvirt libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients dnsmasq-base qemu-utils openssh-client
@@ -94,7 +94,7 @@ test-unit:
 	$(GO) test -race -timeout 10m ./impl/... ./guest/... ./proto/...
 
 # Packages whose tests want a kernel of their own: device-mapper, a working KVM, freedom to break things.
-VM_PACKAGES := ./impl/netns ./impl/rootfs ./guest/wrenn-init
+VM_PACKAGES := ./impl/netns ./impl/devicemapper ./impl/rootfs ./guest/wrenn-init
 
 vmtest: deps-test build image ## Test the VM runner itself, and the packages that want a kernel of their own
 	$(GO) build -o $(BIN)/vmexec ./vagrant/vmexec

@@ -40,10 +40,11 @@ var rules = []rule{
 	{"impl/netns", nil, "the floor"},
 	{"impl/netns/netnstest", []string{"impl/netns", "impl/need"}, "test support of netns"},
 	{"impl/internal/...", nil, "the floor"},
+	{"impl/snapshot", []string{"impl/internal/..."}, "a format of directories: files alone, so that domain and adapters mean the same by it"},
 
 	// The domain knows no adapter: package agent hands them in.
-	{"impl/sandbox", []string{"impl/step", "impl/safename", "impl/egress", "impl/internal/..."}, "the domain imports no adapter"},
-	{"impl/sandbox/sandboxtest", []string{"impl/sandbox", "impl/egress"}, "fakes and the lifecycle suite"},
+	{"impl/sandbox", []string{"impl/step", "impl/safename", "impl/egress", "impl/snapshot", "impl/internal/..."}, "the domain imports no adapter"},
+	{"impl/sandbox/sandboxtest", []string{"impl/sandbox", "impl/snapshot", "impl/egress"}, "fakes and the lifecycle suite"},
 
 	// Adapters know neither the domain nor each other.
 	{"impl/firecracker", []string{"impl/transport", "impl/internal/..."}, "an adapter"},
@@ -51,7 +52,10 @@ var rules = []rule{
 	{"impl/firecracker/firecrackertest", []string{"impl/firecracker", "impl/need", "impl/netns", "impl/netns/netnstest"}, "the conformance suite of VMMs"},
 	{"impl/network", []string{"impl/netns", "impl/network/nameserver", "impl/step", "impl/egress", "impl/internal/..."}, "an adapter; a sandbox's network lives in a namespace"},
 	{"impl/network/nameserver", nil, "speaks DNS, and knows neither sandboxes nor namespaces"},
-	{"impl/rootfs", []string{"impl/safename", "impl/internal/..."}, "an adapter"},
+	{"impl/memfile", []string{"impl/internal/..."}, "files alone: knows neither VMMs nor sandboxes, so that it can be proven without either"},
+	{"impl/uffd", []string{"impl/memfile", "impl/internal/..."}, "an adapter; pages come out of layers, whoever's they are"},
+	{"impl/devicemapper", []string{"impl/safename", "impl/internal/..."}, "knows files and devices, not sandboxes and templates"},
+	{"impl/rootfs", []string{"impl/devicemapper", "impl/safename", "impl/internal/..."}, "an adapter; one kind of its disks is made of devices"},
 	{"impl/envdclient", []string{"proto/gen/..."}, "an adapter; speaks the guest's wire"},
 	{"impl/qemu", []string{"impl/transport", "impl/internal/..."}, "a program of its own: knows Firecracker's wire, not our client of it"},
 	{"impl/portproxy", []string{"impl/transport", "impl/safename"}, "knows addresses, not sandboxes"},
@@ -61,7 +65,7 @@ var rules = []rule{
 
 	// The agent wires the domain to the adapters.
 	{"impl/agent", []string{
-		"impl/sandbox", "impl/firecracker", "impl/network", "impl/netns", "impl/egress", "impl/rootfs", "impl/envdclient", "impl/portproxy",
+		"impl/sandbox", "impl/snapshot", "impl/memfile", "impl/uffd", "impl/firecracker", "impl/network", "impl/netns", "impl/egress", "impl/rootfs", "impl/envdclient", "impl/portproxy",
 		"impl/transport", "impl/safename", "impl/internal/...", "proto/gen/...",
 	}, "the one place where adapters meet"},
 
@@ -77,11 +81,11 @@ var rules = []rule{
 	{"impl/apiclient", nil, "speaks the public REST and nothing else"},
 	{"impl/cli", []string{
 		"impl/agent", "impl/agentclient", "impl/controlplane", "impl/store", "impl/apiclient", "impl/envdclient",
-		"impl/transport", "impl/rootfs", "impl/internal/...",
+		"impl/transport", "impl/rootfs", "impl/uffd", "impl/internal/...",
 	}, "`wrenn up` is agent and control plane in one process"},
 	{"impl/cmd/wrenn", []string{"impl/cli"}, "flags to Run"},
 	{"impl/cmd/wrenn-cp", []string{"impl/controlplane", "impl/agentclient"}, "flags to Run"},
-	{"impl/cmd/wrenn-agent", []string{"impl/agent"}, "flags to Run"},
+	{"impl/cmd/wrenn-agent", []string{"impl/agent", "impl/uffd"}, "flags to Run; page servers are the same program under a subcommand"},
 	{"impl/cmd/envd", []string{"impl/envd/..."}, "flags to Run"},
 	{"impl/cmd/firecracker-qemu", []string{"impl/qemu"}, "the only importer of impl/qemu"},
 

@@ -115,6 +115,11 @@ func enterRoot(c config) error {
 	if err := unix.Mount(c.root, newRoot, "ext4", flags, "discard"); err != nil {
 		return errors.New("mount root disk " + c.root + ": " + err.Error())
 	}
+	if !c.readOnly {
+		if err := growRoot(c.root, newRoot); err != nil {
+			say("wrenn-init: " + err.Error()) // the guest has less room, and works
+		}
+	}
 	for _, m := range firstMounts {
 		if err := unix.Mount(m.target, newRoot+m.target, "", unix.MS_MOVE, ""); err != nil {
 			return errors.New("move " + m.target + " to the root disk: " + err.Error())

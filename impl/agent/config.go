@@ -32,6 +32,9 @@ type Config struct {
 	ProbeAfresh bool
 	// MemoryMiB is what all guests together may have; 0 means 85 % of the host's memory.
 	MemoryMiB int
+	// MemoryBackend is how a restored machine gets its memory: BackendFile or BackendUffd; empty means
+	// BackendFile.
+	MemoryBackend string
 	// ReadyDisks is how many copies of a used template's disk are kept ready.
 	ReadyDisks int
 	// ReadyNetworks is how many networks are kept ready for the next creates.
@@ -87,6 +90,11 @@ func (c Config) check() error {
 	}
 	if c.BootTimeout > maxBootTimeout {
 		return fmt.Errorf("agent: boot-timeout %v is more than %v, after which a control plane gives a create up", c.BootTimeout, maxBootTimeout)
+	}
+	switch c.MemoryBackend {
+	case "", BackendFile, BackendUffd:
+	default:
+		return fmt.Errorf("agent: memory-backend %q must be %s or %s", c.MemoryBackend, BackendFile, BackendUffd)
 	}
 	if err := c.checkLimits(); err != nil {
 		return err

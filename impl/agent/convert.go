@@ -12,6 +12,7 @@ import (
 	"wrenn/impl/egress"
 	"wrenn/impl/safename"
 	"wrenn/impl/sandbox"
+	"wrenn/impl/snapshot"
 	hostagentv1 "wrenn/proto/gen/hostagent/v1"
 )
 
@@ -24,7 +25,11 @@ var codes = []struct {
 	{safename.ErrInvalid, connect.CodeInvalidArgument},
 	{sandbox.ErrNotFound, connect.CodeNotFound},
 	{sandbox.ErrNoTemplate, connect.CodeNotFound},
+	{sandbox.ErrNoSnapshot, connect.CodeNotFound},
 	{sandbox.ErrExists, connect.CodeAlreadyExists},
+	{sandbox.ErrSnapshotExists, connect.CodeAlreadyExists},
+	{sandbox.ErrSnapshotUsed, connect.CodeFailedPrecondition},
+	{snapshot.ErrDamaged, connect.CodeDataLoss},
 	{sandbox.ErrConflict, connect.CodeFailedPrecondition},
 	{sandbox.ErrNoSlot, connect.CodeResourceExhausted},
 	{sandbox.ErrNoMemory, connect.CodeResourceExhausted},
@@ -59,8 +64,8 @@ var bootPaths = map[sandbox.BootPath]hostagentv1.BootPath{
 	sandbox.Warm:     hostagentv1.BootPath_BOOT_PATH_WARM,
 }
 
-// toWire: the casts are of numbers that CreateRequest's validation bounds.
-func toWire(i sandbox.Info) *hostagentv1.Sandbox {
+// toWire: the casts are of numbers that CreateRequest's validation bounds. used is in bytes.
+func toWire(i sandbox.Info, used int64) *hostagentv1.Sandbox {
 	out := &hostagentv1.Sandbox{
 		Id: i.ID, Template: i.Template, State: states[i.State], Failure: i.Failure,
 		StartedAt: timestamppb.New(i.StartedAt), Deadline: timestamppb.New(i.Deadline),
@@ -68,10 +73,30 @@ func toWire(i sandbox.Info) *hostagentv1.Sandbox {
 		BootPath: bootPaths[i.BootPath], Metadata: i.Metadata, EnvdVersion: i.EnvdVersion,
 		Network: &hostagentv1.NetworkRules{AllowInternet: i.Network.AllowInternet, AllowOut: i.Network.AllowOut, DenyOut: i.Network.DenyOut},
 	}
-	for _, s := range i.Stages {
-		out.Stages = append(out.Stages, &hostagentv1.Stage{Name: s.Name, Duration: durationpb.New(s.Duration)})
+	out.Stages = stagesToWire(i.Stages)
+	out.Generation, out.Snapshot, out.DiskUsedBytes = i.Generation, i.Snapshot, uint64(used)
+	out.Lifecycle = &hostagentv1.Lifecycle{
+		PauseOnTimeout: i.Lifecycle.PauseOnTimeout, PauseFilesOnly: i.Lifecycle.PauseFilesOnly, ResumeOnTraffic: i.Lifecycle.ResumeOnTraffic,
+	}
+	if !i.PausedAt.IsZero() {
+		out.PausedAt = timestamppb.New(i.PausedAt)
 	}
 	return out
+}
+
+func stagesToWire(stages []sandbox.Stage) []*hostagentv1.Stage {
+	var out []*hostagentv1.Stage
+	for _, s := range stages {
+		out = append(out, &hostagentv1.Stage{Name: s.Name, Duration: durationpb.New(s.Duration)})
+	}
+	return out
+}
+
+func snapshotToWire(s sandbox.SnapshotInfo) *hostagentv1.Snapshot {
+	return &hostagentv1.Snapshot{
+		Name: s.Name, SandboxId: s.Sandbox, Template: s.Template, CreatedAt: timestamppb.New(s.CreatedAt), Vcpus: uint32(s.VCPUs),
+		MemoryMib: uint64(s.MemoryMiB), DiskMib: uint64(s.DiskMiB), SizeBytes: uint64(s.SizeBytes), Users: uint32(s.Users),
+	}
 }
 
 // fromWire clamps numbers that an int could not hold; the validation then refuses them.
@@ -82,6 +107,11 @@ func fromWire(r *hostagentv1.CreateSandboxRequest) sandbox.CreateRequest {
 		Timeout: timeoutFromWire(r.GetTimeout()), EnvVars: r.GetEnvVars(), Metadata: r.GetMetadata(),
 		AccessToken: r.GetEnvdAccessToken(), AllowInternet: r.GetNetwork().GetAllowInternet(),
 		AllowOut: r.GetNetwork().GetAllowOut(), DenyOut: r.GetNetwork().GetDenyOut(), Limits: limitsFromWire(r.GetLimits()),
+		Snapshot: r.GetSnapshot(), DiskMiB: int(min(r.GetDiskMib(), tooMuch)),
+		Lifecycle: sandbox.Lifecycle{
+			PauseOnTimeout: r.GetLifecycle().GetPauseOnTimeout(), PauseFilesOnly: r.GetLifecycle().GetPauseFilesOnly(),
+			ResumeOnTraffic: r.GetLifecycle().GetResumeOnTraffic(),
+		},
 	}
 }
 

@@ -38,8 +38,34 @@ func (d diskPart) Template(name string) (sandbox.Template, error) {
 	}, nil
 }
 
-func (d diskPart) Create(ctx context.Context, template, path string) error {
-	err := d.store.Create(ctx, template, path)
+func (d diskPart) Create(ctx context.Context, spec sandbox.DiskSpec) error {
+	return noDisk(d.store.Create(ctx, spec.Template, spec.Dir, spec.SizeMiB))
+}
+
+func (d diskPart) Restore(ctx context.Context, spec sandbox.DiskSpec, from string) error {
+	if err := d.store.Clone(ctx, from, spec.Dir); err != nil {
+		return noDisk(err)
+	}
+	return noDisk(d.store.Attach(ctx, spec.Dir))
+}
+
+func (d diskPart) Keep(ctx context.Context, spec sandbox.DiskSpec, to string, last bool) error {
+	if last {
+		return noDisk(d.store.Link(ctx, spec.Dir, to))
+	}
+	return noDisk(d.store.Clone(ctx, spec.Dir, to))
+}
+
+func (d diskPart) Release(ctx context.Context, spec sandbox.DiskSpec) error {
+	return d.store.Remove(ctx, spec.Dir)
+}
+
+func (d diskPart) Reclaim(ctx context.Context, living []string) error {
+	return d.store.Reclaim(ctx, living)
+}
+
+// noDisk makes a full file system known to the domain.
+func noDisk(err error) error {
 	if errors.Is(err, rootfs.ErrNoSpace) {
 		return fmt.Errorf("%w: %w", sandbox.ErrNoDisk, err)
 	}

@@ -20,6 +20,7 @@ func (c *Config) Flags(f *pflag.FlagSet) {
 	f.StringVar(&c.Firecracker, "firecracker", envOr("FIRECRACKER_BIN", beside("firecracker")), "the firecracker program (FIRECRACKER_BIN)")
 	f.StringVar(&c.FirecrackerQEMU, "firecracker-qemu", beside("firecracker-qemu"), "its stand-in on QEMU")
 	f.IntVar(&c.MemoryMiB, "memory", 0, "MiB that all guests together may have (default 85 % of the host's)")
+	f.StringVar(&c.MemoryBackend, "memory-backend", BackendFile, "how restored machines get their memory: file (mapped) or uffd (a page server each)")
 	f.IntVar(&c.ReadyDisks, "ready-disks", 2, "disk copies kept ready per template")
 	f.IntVar(&c.ReadyNetworks, "ready-networks", network.DefaultReady, "networks kept ready for the next creates")
 	f.IntVar(&c.Slots, "slots", int(network.MaxSlot), "networks, and so sandboxes, that there may be at once")

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"time"
 
 	"wrenn/impl/envdclient"
 	"wrenn/impl/portproxy"
@@ -25,7 +26,18 @@ func firstBytes(s string) string { return s[:min(len(s), maxVersion)] }
 // guestPart is the real sandbox.Guest.
 type guestPart struct{}
 
-func (guestPart) Init(ctx context.Context, addr netip.Addr, init sandbox.GuestInit, died <-chan struct{}) (sandbox.BootReport, error) {
+// client is of the daemon in the guest at addr; done releases its connections, so that none waits in a pool
+// for a guest that is stopped or gone.
+func (guestPart) client(addr netip.Addr, token string) (client *envdclient.Client, done func(), err error) {
+	rt := transport.NewBootTransport()
+	client, err = envdclient.New(envdclient.Config{
+		BaseURL:    "http://" + netip.AddrPortFrom(addr, portproxy.EnvdPort).String(),
+		HTTPClient: &http.Client{Transport: rt}, AccessToken: token,
+	})
+	return client, rt.CloseIdleConnections, err
+}
+
+func (g guestPart) Init(ctx context.Context, addr netip.Addr, init sandbox.GuestInit, died <-chan struct{}) (sandbox.BootReport, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	finished := make(chan struct{})
@@ -37,18 +49,49 @@ func (guestPart) Init(ctx context.Context, addr netip.Addr, init sandbox.GuestIn
 		case <-finished:
 		}
 	}()
-	rt := transport.NewBootTransport()
-	defer rt.CloseIdleConnections()
-	client, err := envdclient.New(envdclient.Config{
-		BaseURL: "http://" + netip.AddrPortFrom(addr, portproxy.EnvdPort).String(), HTTPClient: &http.Client{Transport: rt},
-	})
+	client, done, err := g.client(addr, init.FormerToken)
 	if err != nil {
 		return sandbox.BootReport{}, err
 	}
+	defer done()
 	user := defaultUser
-	result, err := client.InitWhenReady(ctx, envdclient.InitRequest{AccessToken: &init.AccessToken, DefaultUser: &user, Env: init.EnvVars})
+	req := envdclient.InitRequest{
+		AccessToken: &init.AccessToken, DefaultUser: &user, Env: init.EnvVars,
+		Resumed: init.SetClock, Entropy: init.Entropy, Hostname: init.Hostname, MachineID: init.MachineID,
+	}
+	result, err := client.InitWhenReady(ctx, req)
+	for try := 1; err == nil && init.SetClock && try < clockTries && result.ClockOffset.Abs() > clockSlack; try++ {
+		// The guest was slow to take the first one. The second finds it awake; what was mixed in is in.
+		req.Entropy, req.Hostname, req.MachineID = nil, "", ""
+		result, err = client.InitWhenReady(ctx, req)
+	}
 	if err != nil {
 		return sandbox.BootReport{}, fmt.Errorf("start the guest's daemon: %w", errors.Join(context.Cause(ctx), err))
 	}
 	return sandbox.BootReport{EnvdVersion: firstBytes(result.Version), InitAt: result.Boot.Init, EnvdAt: result.Boot.Envd, NowAt: result.Boot.Now}, nil
+}
+
+const (
+	// clockSlack is how far a resumed guest's clock may be off by its daemon's answer; S05 allows 500 ms.
+	clockSlack = 200 * time.Millisecond
+	// clockTries bounds how often it is set.
+	clockTries = 4
+)
+
+func (g guestPart) Freeze(ctx context.Context, addr netip.Addr, token string) error {
+	client, done, err := g.client(addr, token)
+	if err != nil {
+		return err
+	}
+	defer done()
+	return client.Freeze(ctx)
+}
+
+func (g guestPart) Thaw(ctx context.Context, addr netip.Addr, token string) error {
+	client, done, err := g.client(addr, token)
+	if err != nil {
+		return err
+	}
+	defer done()
+	return client.Thaw(ctx)
 }

@@ -58,7 +58,7 @@ func (h *handler) CreateSandbox(ctx context.Context, r *connect.Request[hostagen
 	if err != nil {
 		return nil, toWireError(err)
 	}
-	return connect.NewResponse(&hostagentv1.CreateSandboxResponse{Sandbox: toWire(info)}), nil
+	return connect.NewResponse(&hostagentv1.CreateSandboxResponse{Sandbox: h.toWire(info)}), nil
 }
 
 func (h *handler) GetSandbox(_ context.Context, r *connect.Request[hostagentv1.GetSandboxRequest]) (*connect.Response[hostagentv1.GetSandboxResponse], error) {
@@ -66,13 +66,13 @@ func (h *handler) GetSandbox(_ context.Context, r *connect.Request[hostagentv1.G
 	if err != nil {
 		return nil, toWireError(err)
 	}
-	return connect.NewResponse(&hostagentv1.GetSandboxResponse{Sandbox: toWire(info)}), nil
+	return connect.NewResponse(&hostagentv1.GetSandboxResponse{Sandbox: h.toWire(info)}), nil
 }
 
 func (h *handler) ListSandboxes(context.Context, *connect.Request[hostagentv1.ListSandboxesRequest]) (*connect.Response[hostagentv1.ListSandboxesResponse], error) {
 	var out hostagentv1.ListSandboxesResponse
 	for _, info := range h.manager.List() {
-		out.Sandboxes = append(out.Sandboxes, toWire(info))
+		out.Sandboxes = append(out.Sandboxes, h.toWire(info))
 	}
 	return connect.NewResponse(&out), nil
 }

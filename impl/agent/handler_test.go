@@ -41,11 +41,11 @@ func serve(t *testing.T) served {
 	logger := slog.New(slog.DiscardHandler)
 	manager, err := sandbox.NewManager(sandbox.Config{
 		Dir: filepath.Join(t.TempDir(), "sandboxes"), Logger: logger, MemoryMiB: 2000,
-		Network: parts.Network(), Disk: parts.Disk(), VMM: parts.VMM(), Guest: parts.Guest(),
+		Network: parts.Network(), Disk: parts.Disk(), Memory: parts.Memory(), VMM: parts.VMM(), Guest: parts.Guest(),
 	})
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, manager.Close(context.WithoutCancel(t.Context()), true)) })
-	disks, err := rootfs.NewStore(rootfs.Config{ImageDir: t.TempDir(), ReadyDir: t.TempDir(), Logger: logger})
+	disks, err := rootfs.NewStore(rootfs.Config{ImageDir: t.TempDir(), Dir: t.TempDir(), Logger: logger})
 	require.NoError(t, err)
 	h := &handler{manager: manager, disks: disks, choice: Choice{Name: VMMQEMUTCG, Reason: "a test"}, version: Version, memoryMiB: 2000}
 	mux := http.NewServeMux()

@@ -86,9 +86,11 @@ func realGround(t *testing.T, image, binary string) sandboxtest.Ground {
 	require.NoError(t, err)
 	require.NoError(t, host.Setup(t.Context()))
 	t.Cleanup(func() { assert.NoError(t, host.Teardown(context.WithoutCancel(t.Context()))) })
-	disks, err := rootfs.NewStore(rootfs.Config{ImageDir: image, ReadyDir: filepath.Join(dir, "ready"), Logger: logger})
+	disks, err := rootfs.NewStore(rootfs.Config{ImageDir: image, Dir: filepath.Join(dir, "disks"), Logger: logger})
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, disks.Close()) })
+	layers, err := newMemoryPart(cfg)
+	require.NoError(t, err)
 	part := &networkPart{}
 	restart := func() {
 		fresh, err := newNetworkPart(cfg, host)
@@ -98,12 +100,22 @@ func realGround(t *testing.T, image, binary string) sandboxtest.Ground {
 	restart()
 	return sandboxtest.Ground{
 		Config: sandbox.Config{
-			Dir: filepath.Join(dir, "sandboxes"), Logger: logger, Network: part, Disk: newDiskPart(cfg, disks),
+			Dir: filepath.Join(dir, "sandboxes"), Logger: logger, Network: part, Disk: newDiskPart(cfg, disks), Memory: layers,
 			VMM: &vmmPart{
+				memory: layers,
 				choice: Choice{Name: VMMQEMUTCG, Binary: binary, Env: []string{"WRENN_QEMU_ACCEL=tcg"}},
 				logger: logger, background: t.Context(),
 			},
 			Guest: guestPart{},
+		},
+		Write: func(t *testing.T, id, key, value string) {
+			guestWrite(t, filepath.Join(dir, "sandboxes"), id, key, value)
+		},
+		Read: func(t *testing.T, id, key string) (string, string) {
+			return guestRead(t, filepath.Join(dir, "sandboxes"), id, key)
+		},
+		Self: func(t *testing.T, id string) sandboxtest.Self {
+			return guestSelf(t, filepath.Join(dir, "sandboxes"), id)
 		},
 		Template: "base", Restart: restart, Patience: 2 * time.Minute,
 		Crash: func(t *testing.T, id string) {

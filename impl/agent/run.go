@@ -40,6 +40,7 @@ type host struct {
 	proxy   *portproxy.Host
 	handler *handler
 	part    *networkPart
+	memory  *memoryPart
 }
 
 // Run serves until ctx ends. It returns nil after an orderly end, and otherwise what went wrong, with
@@ -103,7 +104,7 @@ func (h *host) open(ctx, background context.Context, addr string) error {
 		return err
 	}
 	h.disks, err = rootfs.NewStore(rootfs.Config{
-		ImageDir: h.cfg.ImageDir, ReadyDir: filepath.Join(h.cfg.Dir, "ready"), Ready: h.cfg.ReadyDisks, Logger: h.cfg.Logger,
+		ImageDir: h.cfg.ImageDir, Dir: filepath.Join(h.cfg.Dir, "disks"), Ready: h.cfg.ReadyDisks, Logger: h.cfg.Logger,
 	})
 	if err != nil {
 		return err
@@ -111,7 +112,10 @@ func (h *host) open(ctx, background context.Context, addr string) error {
 	if h.part, err = newNetworkPart(h.cfg, h.network); err != nil {
 		return err
 	}
-	return h.assemble(choice, &vmmPart{choice: choice, resolvers: resolvers, logger: h.cfg.Logger, background: background})
+	if h.memory, err = newMemoryPart(h.cfg); err != nil {
+		return err
+	}
+	return h.assemble(choice, &vmmPart{choice: choice, resolvers: resolvers, memory: h.memory, logger: h.cfg.Logger, background: background})
 }
 
 // assemble makes the Manager and what serves it.
@@ -122,7 +126,7 @@ func (h *host) assemble(choice Choice, vmm *vmmPart) error {
 	}
 	h.manager, err = sandbox.NewManager(sandbox.Config{
 		Dir: filepath.Join(h.cfg.Dir, "sandboxes"), Logger: h.cfg.Logger, Network: h.part,
-		Disk: newDiskPart(h.cfg, h.disks), VMM: vmm, Guest: guestPart{}, BootTimeout: h.cfg.BootTimeout, MemoryMiB: memoryMiB, Limits: h.cfg.limits(),
+		Disk: newDiskPart(h.cfg, h.disks), Memory: h.memory, VMM: vmm, Guest: guestPart{}, BootTimeout: h.cfg.BootTimeout, MemoryMiB: memoryMiB, Limits: h.cfg.limits(),
 		OnEnd: func(id string) { h.proxy.EvictProxy(id) },
 	})
 	if err != nil {
@@ -182,6 +186,9 @@ func (h *host) stop(ctx context.Context, server *http.Server) error {
 
 func (h *host) close() error {
 	var errs []error
+	if h.memory != nil {
+		h.memory.close()
+	}
 	if h.disks != nil {
 		errs = append(errs, h.disks.Close())
 	}
@@ -209,8 +216,8 @@ func (h *host) reportRecovery(r sandbox.Recovered, err error) {
 	if err != nil {
 		h.cfg.Logger.Error("an earlier agent left something that could not be cleared", "error", err)
 	}
-	if len(r.Adopted)+len(r.Kept)+len(r.Undone)+len(r.Slots) > 0 {
-		h.cfg.Logger.Info("cleared up after an earlier agent", "adopted", r.Adopted, "failed", r.Kept, "undone", r.Undone, "networks", r.Slots)
+	if len(r.Adopted)+len(r.Kept)+len(r.Paused)+len(r.Undone)+len(r.Slots) > 0 {
+		h.cfg.Logger.Info("cleared up after an earlier agent", "adopted", r.Adopted, "paused", r.Paused, "failed", r.Kept, "undone", r.Undone, "networks", r.Slots)
 	}
 }
 

@@ -23,24 +23,27 @@ const (
 	consoleName = "console.log"
 )
 
+// ifaceID is the VMM's name of the guest's network interface, as snapshots have it.
+const ifaceID = "eth0"
+
 // vmmPart is the real sandbox.VMM.
 type vmmPart struct {
 	choice    Choice
 	resolvers []netip.Addr
+	memory    *memoryPart
 	logger    *slog.Logger
 	// background ends with the agent; what watches a machine hangs on it, never on a request.
 	background context.Context
 }
 
+// Name is the VMM's. What it has written itself it can load; its version is checked by its own state file.
+func (v *vmmPart) Name() string { return v.choice.Name }
+
 func (v *vmmPart) Boot(ctx context.Context, spec sandbox.BootSpec) (sandbox.Machine, error) {
-	p, err := firecracker.Launch(ctx, firecracker.LaunchConfig{
-		Binary: v.choice.Binary, Env: v.choice.Env, ID: spec.ID, Netns: network.Slot(spec.Slot).Netns(),
-		SocketPath: filepath.Join(spec.Dir, socketName), ConsolePath: filepath.Join(spec.Dir, consoleName),
-	})
+	m, err := v.launch(ctx, spec.ID, spec.Dir, spec.Slot)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", sandbox.ErrNoVMM, err)
+		return nil, err
 	}
-	m := v.watch(p, spec.Dir)
 	return m, v.configure(ctx, spec)
 }
 
@@ -58,7 +61,7 @@ func (v *vmmPart) configure(ctx context.Context, spec sandbox.BootSpec) error {
 	defer c.Close()
 	for _, call := range []func() error{
 		func() error {
-			return c.PutMachineConfig(ctx, firecracker.MachineConfig{VCPUCount: spec.VCPUs, MemSizeMiB: spec.MemoryMiB})
+			return c.PutMachineConfig(ctx, firecracker.MachineConfig{VCPUCount: spec.VCPUs, MemSizeMiB: spec.MemoryMiB, TrackDirtyPages: true})
 		},
 		func() error {
 			return c.PutBootSource(ctx, firecracker.BootSource{
@@ -66,11 +69,11 @@ func (v *vmmPart) configure(ctx context.Context, spec sandbox.BootSpec) error {
 			})
 		},
 		func() error {
-			return c.PutDrive(ctx, firecracker.Drive{DriveID: "root", PathOnHost: spec.DiskPath, IsRootDevice: true})
+			return c.PutDrive(ctx, firecracker.Drive{DriveID: "root", PathOnHost: sandbox.DiskName, IsRootDevice: true})
 		},
 		func() error {
 			return c.PutNetworkInterface(ctx, firecracker.NetworkInterface{
-				IfaceID: "eth0", HostDevName: network.TapName, GuestMAC: network.GuestMAC, TxRateLimiter: tx, RxRateLimiter: rx,
+				IfaceID: ifaceID, HostDevName: network.TapName, GuestMAC: network.GuestMAC, TxRateLimiter: tx, RxRateLimiter: rx,
 			})
 		},
 		func() error { return c.PutEntropy(ctx, firecracker.Entropy{}) },
@@ -104,7 +107,9 @@ func (v *vmmPart) Adopt(id sandbox.Identity, dir string) (sandbox.Machine, error
 	if err != nil {
 		return nil, err
 	}
-	return v.watch(p, dir), nil
+	m := v.watch(p, dir)
+	v.memory.guard(v.background, dir, m)
+	return m, nil
 }
 
 func (v *vmmPart) Orphans(root string) (map[string]sandbox.Identity, error) {
@@ -143,25 +148,7 @@ func (v *vmmPart) Console(dir string, limit int) ([]byte, error) {
 // watch bounds the machine's console for as long as machine and agent live.
 func (v *vmmPart) watch(p *firecracker.Process, dir string) machine {
 	go firecracker.KeepConsoleCapped(v.background, v.logger, p, filepath.Join(dir, consoleName), firecracker.DefaultConsoleBytes)
-	return machine{p}
-}
-
-// machine is the real sandbox.Machine.
-type machine struct{ p *firecracker.Process }
-
-func (m machine) Identity() sandbox.Identity { return identityFrom(m.p.Identity()) }
-
-func (m machine) Done() <-chan struct{} { return m.p.Done() }
-
-func (m machine) Kill(ctx context.Context) error { return m.p.Kill(ctx) }
-
-func (m machine) Exit() string {
-	select {
-	case <-m.p.Done():
-		return m.p.ExitStatus().String()
-	default:
-		return ""
-	}
+	return machine{p: p, dir: dir}
 }
 
 func identityFrom(id firecracker.Identity) sandbox.Identity {

@@ -93,7 +93,7 @@ func TestN06_NetworksAreListedAndReclaimed(t *testing.T) {
 	require.ErrorContains(t, err, "busy")
 }
 
-func start(t *testing.T, a *agent) *Client {
+func start(t *testing.T, a hostagentv1connect.HostAgentServiceHandler) *Client {
 	t.Helper()
 	mux := http.NewServeMux()
 	mux.Handle(hostagentv1connect.NewHostAgentServiceHandler(a))

@@ -43,6 +43,8 @@ type Sandbox struct {
 	EnvdVersion string
 	// Network is nil where the agent does not say.
 	Network *NetworkRules
+	// PausedAt is when it was paused; zero where it was not.
+	PausedAt time.Time
 }
 
 // NetworkRules say what a sandbox may reach, as its caller has written it.
@@ -70,7 +72,8 @@ type Network struct {
 	State     State
 }
 
-// CreateRequest says what to make. Zero VCPUs or MemoryMiB mean the template's default.
+// CreateRequest says what to make. Zero VCPUs or MemoryMiB mean the template's default. With Snapshot, one of
+// the host's, Template, VCPUs and MemoryMiB stay empty.
 type CreateRequest struct {
 	ID, Template      string
 	VCPUs             uint32
@@ -80,6 +83,8 @@ type CreateRequest struct {
 	EnvdAccessToken   string
 	Network           NetworkRules
 	Limits            NetworkLimits
+	Snapshot          string
+	Lifecycle         Lifecycle
 }
 
 // Host is what an agent says of its machine.
@@ -114,6 +119,7 @@ func sandboxFromWire(s *hostagentv1.Sandbox) Sandbox {
 		StartedAt: timeFromWire(s.GetStartedAt()), Deadline: timeFromWire(s.GetDeadline()),
 		VCPUs: s.GetVcpus(), MemoryMiB: s.GetMemoryMib(), DiskMiB: s.GetDiskMib(), Slot: s.GetSlot(),
 		BootPath: bootPaths[s.GetBootPath()], Metadata: s.GetMetadata(), EnvdVersion: s.GetEnvdVersion(),
+		PausedAt: timeFromWire(s.GetPausedAt()),
 	}
 	if n := s.GetNetwork(); n != nil {
 		out.Network = &NetworkRules{AllowInternet: n.GetAllowInternet(), AllowOut: n.GetAllowOut(), DenyOut: n.GetDenyOut()}
@@ -121,9 +127,7 @@ func sandboxFromWire(s *hostagentv1.Sandbox) Sandbox {
 	if out.BootPath == "" {
 		out.BootPath = "unknown"
 	}
-	for _, stage := range s.GetStages() {
-		out.Stages = append(out.Stages, Stage{Name: stage.GetName(), Duration: stage.GetDuration().AsDuration()})
-	}
+	out.Stages = stagesFromWire(s.GetStages())
 	return out
 }
 
@@ -141,6 +145,10 @@ func createToWire(r CreateRequest) *hostagentv1.CreateSandboxRequest {
 		Limits: &hostagentv1.NetworkLimits{
 			EgressBytesPerSecond: r.Limits.EgressRate, EgressBurstBytes: r.Limits.EgressBurst,
 			IngressBytesPerSecond: r.Limits.IngressRate, IngressBurstBytes: r.Limits.IngressBurst,
+		},
+		Snapshot: r.Snapshot,
+		Lifecycle: &hostagentv1.Lifecycle{
+			PauseOnTimeout: r.Lifecycle.PauseOnTimeout, PauseFilesOnly: r.Lifecycle.PauseFilesOnly, ResumeOnTraffic: r.Lifecycle.ResumeOnTraffic,
 		},
 	}
 }

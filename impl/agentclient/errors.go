@@ -23,6 +23,8 @@ var (
 	ErrUnavailable = errors.New("unavailable")
 	// ErrUnreachable: no answer came from the agent, so whether the call took effect is unknown.
 	ErrUnreachable = errors.New("agent unreachable")
+	// ErrUnsupported: the agent is of a version that cannot do this.
+	ErrUnsupported = errors.New("not supported")
 	// ErrInternal: the agent failed.
 	ErrInternal = errors.New("internal error")
 )
@@ -55,6 +57,7 @@ var kinds = map[connect.Code]error{
 	connect.CodeAborted:            ErrConflict,
 	connect.CodeResourceExhausted:  ErrExhausted,
 	connect.CodeUnavailable:        ErrUnavailable,
+	connect.CodeUnimplemented:      ErrUnsupported,
 }
 
 // fail turns a call's error into an *Error; nil stays nil.

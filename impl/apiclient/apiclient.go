@@ -52,6 +52,7 @@ func IsNotFound(err error) bool {
 
 // CreateRequest is what Create asks for.
 type CreateRequest struct {
+	// TemplateID is a template's name or a snapshot's id.
 	TemplateID string `json:"templateID"`
 	// Timeout is in seconds; 0 takes the server's default of 300.
 	Timeout             int               `json:"timeout,omitempty"`
@@ -60,6 +61,11 @@ type CreateRequest struct {
 	AllowInternetAccess *bool             `json:"allow_internet_access,omitempty"`
 	Network             *Network          `json:"network,omitempty"`
 	Wrenn               *Limits           `json:"wrenn,omitempty"`
+	// AutoPause pauses it at its end instead of killing it. AutoPauseMemory false keeps files alone then; nil
+	// means true. It excludes AutoResume.
+	AutoPause       bool        `json:"autoPause,omitempty"`
+	AutoPauseMemory *bool       `json:"autoPauseMemory,omitempty"`
+	AutoResume      *AutoResume `json:"autoResume,omitempty"`
 }
 
 // Sandbox is a sandbox as Create and Connect return it.
@@ -80,7 +86,8 @@ type Boot struct {
 	TotalMs  float64 `json:"totalMs"`
 }
 
-// Stage is one part of a create: slot, journal, disk, network, vmm, kernel, init or envd.
+// Stage is one part of a create (slot, journal, disk, network, vmm, kernel, init or envd) or of a pause, resume
+// or snapshot.
 type Stage struct {
 	Name string  `json:"name"`
 	Ms   float64 `json:"ms"`
@@ -101,6 +108,8 @@ type Detail struct {
 	// AllowInternetAccess and Network are in the reply to Get alone.
 	AllowInternetAccess *bool    `json:"allowInternetAccess,omitempty"`
 	Network             *Network `json:"network,omitempty"`
+	// Lifecycle is in the reply to Get alone.
+	Lifecycle *Lifecycle `json:"lifecycle,omitempty"`
 }
 
 // Create makes a sandbox and returns when it is usable.
@@ -110,16 +119,10 @@ func (c *Client) Create(ctx context.Context, req CreateRequest) (Sandbox, error)
 	return s, err
 }
 
-// Connect returns a running sandbox with its tokens, and extends its life to at least timeout seconds
-// from now; 0 takes the server's default.
+// Connect returns a sandbox with its tokens, resumes it if it is paused, and extends its life to at least
+// timeout seconds from now; 0 takes the server's default. A sandbox that was resumed has a Wrenn.
 func (c *Client) Connect(ctx context.Context, id string, timeout int) (Sandbox, error) {
-	body := map[string]int{}
-	if timeout > 0 {
-		body["timeout"] = timeout
-	}
-	var s Sandbox
-	_, err := c.do(ctx, http.MethodPost, "/v2/sandboxes/"+url.PathEscape(id)+"/connect", nil, body, &s)
-	return s, err
+	return c.connect(ctx, id, timeout, false)
 }
 
 // Get returns one sandbox.

@@ -21,6 +21,7 @@ import (
 	"wrenn/impl/apiclient"
 	"wrenn/impl/envdclient"
 	"wrenn/impl/transport"
+	"wrenn/impl/uffd"
 )
 
 // ExitError makes the process end with a code of its own, without a message: the code of a program that
@@ -49,6 +50,8 @@ func New() *cobra.Command {
   wrenn create                        make a sandbox; prints its id
   wrenn exec ID -- uname -a           run a program in it
   wrenn pty ID                        open a terminal in it
+  wrenn pause ID; wrenn resume ID     put it away with all that runs in it, and go on
+  wrenn snapshot create ID -n NAME    keep its state, to start others from: wrenn create --snapshot NAME
   wrenn kill ID                       end it
 
 Without flags the other commands find the control plane that "wrenn up" started on this machine. For
@@ -63,7 +66,7 @@ another one set WRENN_API_URL, WRENN_SANDBOX_URL and WRENN_API_KEY (or E2B's nam
 	flags.BoolVar(&o.json, "json", false, "print JSON")
 	root.AddCommand(
 		upCommand(&o), demoCommand(&o), createCommand(&o), listCommand(&o), execCommand(&o), ptyCommand(&o),
-		killCommand(&o), networkCommand(&o), logsCommand(&o), doctorCommand(&o), reclaimCommand(&o),
+		uffd.Command(), pauseCommand(&o), resumeCommand(&o), snapshotCommand(&o), forkCommand(&o), killCommand(&o), networkCommand(&o), logsCommand(&o), doctorCommand(&o), reclaimCommand(&o),
 	)
 	return root
 }

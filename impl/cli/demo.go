@@ -66,6 +66,8 @@ func answers(ctx context.Context, e endpoint) bool {
 type demo struct {
 	endpoint
 	out   io.Writer
+	api   *apiclient.Client
+	id    string
 	guest *envdclient.Client
 }
 
@@ -105,12 +107,14 @@ func (d *demo) say(format string, args ...any) { _, _ = fmt.Fprintf(d.out, forma
 
 func (d *demo) run(ctx context.Context) (err error) {
 	client := apiclient.New(d.APIURL, d.APIKey, transport.NewRPCTransport())
+	d.api = client
 	d.say("Creating a sandbox ...")
 	start := time.Now()
 	s, err := client.Create(ctx, apiclient.CreateRequest{TemplateID: "base", Timeout: seconds(2 * demoTimeout), Metadata: map[string]string{"made-by": "wrenn demo"}})
 	if err != nil {
 		return fmt.Errorf("create: %w", err)
 	}
+	d.id = s.SandboxID
 	d.say("Sandbox %s after %v:", s.SandboxID, time.Since(start).Round(time.Millisecond))
 	printStages(d.out, s.Wrenn)
 	defer func() {
@@ -130,6 +134,7 @@ func (d *demo) run(ctx context.Context) (err error) {
 		run  func(context.Context) (string, error)
 	}{
 		{"first exec", d.uname}, {"python", d.python}, {"file", d.file}, {"terminal", d.terminal},
+		{"pause", d.pause}, {"resume", d.resume},
 	} {
 		start := time.Now()
 		shown, err := act.run(ctx)
@@ -169,6 +174,45 @@ func (d *demo) uname(ctx context.Context) (string, error) {
 
 func (d *demo) python(ctx context.Context) (string, error) {
 	return d.exec(ctx, "python3", "-c", `import sys; print("2**100 =", 2**100, "by Python", sys.version.split()[0])`)
+}
+
+// keptNote is written to a file system in memory, which a sandbox that boots anew has lost.
+const keptNote = "/dev/shm/kept"
+
+func (d *demo) pause(ctx context.Context) (string, error) {
+	if _, err := d.exec(ctx, "sh", "-c", "echo in memory > "+keptNote); err != nil {
+		return "", err
+	}
+	d.guest.CloseIdle()
+	phases, err := d.api.Pause(ctx, d.id, false)
+	if err != nil {
+		return "", err
+	}
+	return inOneLine(phases), nil
+}
+
+func (d *demo) resume(ctx context.Context) (string, error) {
+	s, err := d.api.Connect(ctx, d.id, seconds(demoTimeout))
+	if err != nil {
+		return "", err
+	}
+	kept, err := d.exec(ctx, "cat", keptNote)
+	if err != nil {
+		return "", fmt.Errorf("what was in memory is lost: %w", err)
+	}
+	shown := "what was " + kept + " still is"
+	if s.Wrenn != nil {
+		shown += "; " + inOneLine(s.Wrenn.Stages)
+	}
+	return shown, nil
+}
+
+func inOneLine(phases []apiclient.Stage) string {
+	list := make([]string, 0, len(phases))
+	for _, p := range phases {
+		list = append(list, fmt.Sprintf("%s %.0f", p.Name, p.Ms))
+	}
+	return strings.Join(list, ", ")
 }
 
 func (d *demo) file(ctx context.Context) (string, error) {

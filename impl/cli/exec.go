@@ -16,15 +16,23 @@ import (
 	"wrenn/impl/envdclient"
 )
 
-// attach gets the tokens of a running sandbox and returns a client of its daemon. One second is the
-// shortest timeout that the API takes, and connecting never shortens a sandbox's life, so it leaves the
-// life as it is.
+// attach gets the tokens of a sandbox and returns a client of its daemon. A running sandbox's life stays as it
+// is: one second is the shortest timeout that the API takes, and connecting never shortens a life. A paused one
+// is resumed for as long as the API's default.
 func (o *options) attach(ctx context.Context, id string) (*envdclient.Client, error) {
 	client, e, err := o.client()
 	if err != nil {
 		return nil, err
 	}
-	s, err := client.Connect(ctx, id, 1)
+	detail, err := client.Get(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	timeout := 1
+	if detail.State == "paused" {
+		timeout = 0
+	}
+	s, err := client.Connect(ctx, id, timeout)
 	if err != nil {
 		return nil, err
 	}

@@ -18,18 +18,31 @@ func createCommand(o *options) *cobra.Command {
 	var metadata, envVars []string
 	var network networkFlags
 	var limits limitFlags
+	var life lifecycleFlags
+	var snapshot string
 	cmd := &cobra.Command{
 		Use:   "create",
 		Short: "Make a sandbox and print its id",
 		Long: `Make a sandbox and print its id. It returns when the daemon in the guest answers.
 With --json the reply is printed whole: how it came up, and the time of every stage.
 
+With --snapshot it starts from what "wrenn snapshot create" has kept: programs go on where they were.
+
+At the end of --timeout it is killed, or with --auto-pause paused; "wrenn pause --help" says what that means.
+With --auto-resume any request to one of its ports lets a paused sandbox go on.
+
 It may reach the internet unless --deny, --allow or --no-internet say otherwise; "wrenn network --help"
 explains them.`,
-		Example: "  wrenn create --timeout 1h --metadata job=42\n  wrenn create --no-internet --allow pypi.org --allow files.pythonhosted.org\n  wrenn create --json | jq .wrenn",
+		Example: "  wrenn create --timeout 1h --metadata job=42\n  wrenn create --no-internet --allow pypi.org --allow files.pythonhosted.org\n  wrenn create --json | jq .wrenn\n  wrenn create --snapshot mine --timeout 10m --auto-pause --auto-resume",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			req := apiclient.CreateRequest{TemplateID: template, Timeout: seconds(timeout)}
+			if snapshot != "" {
+				req.TemplateID = snapshot
+			}
+			if err := life.apply(&req); err != nil {
+				return err
+			}
 			var err error
 			if req.Metadata, err = pairs("metadata", metadata); err != nil {
 				return err
@@ -55,9 +68,12 @@ explains them.`,
 		},
 	}
 	cmd.Flags().StringVarP(&template, "template", "t", "base", "what the sandbox starts from")
+	cmd.Flags().StringVar(&snapshot, "snapshot", "", "the snapshot that it starts from, in place of a template")
+	cmd.MarkFlagsMutuallyExclusive("template", "snapshot")
 	cmd.Flags().DurationVar(&timeout, "timeout", 5*time.Minute, "how long it lives")
 	cmd.Flags().StringArrayVarP(&metadata, "metadata", "m", nil, "KEY=VALUE to find it by; may be repeated")
 	cmd.Flags().StringArrayVarP(&envVars, "env", "e", nil, "KEY=VALUE for every program in it; may be repeated")
+	life.add(cmd.Flags())
 	network.add(cmd.Flags())
 	limits.add(cmd.Flags())
 	return cmd
@@ -68,9 +84,7 @@ func printStages(w io.Writer, b *apiclient.Boot) {
 	if b == nil {
 		return
 	}
-	for _, s := range b.Stages {
-		_, _ = fmt.Fprintf(w, "  %-10s %8.1f ms\n", s.Name, s.Ms)
-	}
+	printPhases(w, b.Stages)
 	_, _ = fmt.Fprintf(w, "  %-10s %8.1f ms  (%s)\n", "total", b.TotalMs, b.BootPath)
 }
 
@@ -79,7 +93,7 @@ func listCommand(o *options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "list",
 		Aliases: []string{"ls"},
-		Short:   "List sandboxes, newest first",
+		Short:   "List sandboxes, running and paused, newest first",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			wanted, err := pairs("metadata", metadata)
@@ -101,7 +115,7 @@ func listCommand(o *options) *cobra.Command {
 			_, _ = fmt.Fprintln(w, "ID\tTEMPLATE\tSTATE\tCPUS\tMEMORY\tSTARTED\tENDS IN")
 			for _, s := range all {
 				_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d MiB\t%s\t%s\n", s.SandboxID, s.TemplateID, s.State, s.CPUCount, s.MemoryMB,
-					s.StartedAt.Local().Format(time.DateTime), time.Until(s.EndAt).Round(time.Second))
+					s.StartedAt.Local().Format(time.DateTime), endsIn(s))
 			}
 			return w.Flush()
 		},
@@ -110,11 +124,19 @@ func listCommand(o *options) *cobra.Command {
 	return cmd
 }
 
+// endsIn is how much time a sandbox has left. A paused one's does not run.
+func endsIn(s apiclient.Detail) string {
+	if s.State == "paused" {
+		return "-"
+	}
+	return time.Until(s.EndAt).Round(time.Second).String()
+}
+
 func killCommand(o *options) *cobra.Command {
 	var all bool
 	cmd := &cobra.Command{
 		Use:   "kill [ID...]",
-		Short: "End sandboxes",
+		Short: "End sandboxes, running or paused",
 		RunE: func(cmd *cobra.Command, ids []string) error {
 			if all == (len(ids) > 0) {
 				return errors.New("name the sandboxes to end, or give --all")

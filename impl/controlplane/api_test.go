@@ -255,15 +255,13 @@ func TestU01_WhatIsNotBuiltSaysSo(t *testing.T) {
 	p, _ := startWithAgent(t)
 	id := p.create(nil).SandboxID
 	for _, call := range [][3]string{
-		{"POST", "/sandboxes/" + id + "/pause", "pausing"}, {"POST", "/sandboxes/" + id + "/resume", "resuming"},
-		{"POST", "/sandboxes/" + id + "/fork", "forking"}, {"POST", "/sandboxes/" + id + "/snapshots", "snapshots"},
 		{"GET", "/sandboxes/" + id + "/metrics?start=1&end=2", "metrics"},
-		{"POST", "/v3/templates", "building"}, {"DELETE", "/templates/base%3Adefault", "deleting"}, {"GET", "/snapshots?limit=5", "snapshots"},
+		{"POST", "/v3/templates", "building"}, {"DELETE", "/templates/base%3Adefault", "deleting"},
 	} {
 		assert.Contains(t, p.do(call[0], call[1], nil).refused(t, http.StatusNotImplemented), call[2])
 	}
 	for _, field := range []string{
-		`"autoPause":true`, `"autoPause":true,"autoResume":{"enabled":true}`, `"network":{"maskRequestHost":"a.test"}`,
+		`"network":{"maskRequestHost":"a.test"}`,
 		`"network":{"rules":{"a.test":[]}}`, `"network":{"egressProxy":{"address":"a.test:1"}}`, `"network":{"httpsPorts":[443]}`,
 		`"network":{"allowPublicTraffic":false}`, `"mcp":{"x":{}}`, `"volumeMounts":[{"name":"a","path":"/b"}]`, `"iam":{"x":1}`,
 	} {

@@ -5,13 +5,11 @@ import (
 	"crypto/rand"
 	"errors"
 	"net/http"
-	"slices"
 	"strings"
 	"time"
 
 	"wrenn/impl/agentclient"
 	"wrenn/impl/egress"
-	"wrenn/impl/safename"
 	"wrenn/impl/store"
 )
 
@@ -39,23 +37,23 @@ func (s *server) create(timeout time.Duration) handler {
 		if err := decode(r, &body); err != nil {
 			return err
 		}
-		template, err := checkCreate(body)
+		ref, err := checkCreate(body)
 		if err != nil {
 			return err
 		}
 		if body.Timeout != nil {
 			timeout := time.Duration(*body.Timeout) * time.Second
-			return s.createSandbox(w, r, begin, body, template, timeout)
+			return s.createSandbox(w, r, begin, body, ref, timeout)
 		}
-		return s.createSandbox(w, r, begin, body, template, timeout)
+		return s.createSandbox(w, r, begin, body, ref, timeout)
 	}
 }
 
-// checkCreate refuses what the contract's document cannot express, and what is not built. It returns the
-// template's name.
-func checkCreate(body newSandbox) (template string, err error) {
-	if template, err = templateName("templateID", body.TemplateID); err != nil {
-		return "", err
+// checkCreate refuses what the contract's document cannot express, and what is not built. It returns what the
+// sandbox starts from.
+func checkCreate(body newSandbox) (ref reference, err error) {
+	if ref, err = parseReference("templateID", body.TemplateID); err != nil {
+		return ref, err
 	}
 	for field, pairs := range map[string]map[string]string{"metadata": body.Metadata, "envVars": body.EnvVars} {
 		bytes := 0
@@ -63,43 +61,41 @@ func checkCreate(body newSandbox) (template string, err error) {
 			bytes += len(k) + len(v)
 		}
 		if bytes > maxPairBytes {
-			return "", refuse(http.StatusBadRequest, "%s: all keys and values together have %d bytes, at most %d are allowed", field, bytes, maxPairBytes)
+			return ref, refuse(http.StatusBadRequest, "%s: all keys and values together have %d bytes, at most %d are allowed", field, bytes, maxPairBytes)
 		}
 	}
 	for key := range body.Metadata {
 		if key == "" || len(key) > maxKey {
-			return "", refuse(http.StatusBadRequest, "metadata: key %.80q must have 1 to %d bytes", key, maxKey)
+			return ref, refuse(http.StatusBadRequest, "metadata: key %.80q must have 1 to %d bytes", key, maxKey)
 		}
 	}
 	for name, value := range body.EnvVars {
 		if name == "" || len(name) > maxKey || strings.ContainsAny(name, "=\x00") {
-			return "", refuse(http.StatusBadRequest, "envVars: name %.80q must have 1 to %d bytes without '=' and NUL", name, maxKey)
+			return ref, refuse(http.StatusBadRequest, "envVars: name %.80q must have 1 to %d bytes without '=' and NUL", name, maxKey)
 		}
 		if strings.Contains(value, "\x00") {
-			return "", refuse(http.StatusBadRequest, "envVars: the value of %q must not contain NUL", name)
+			return ref, refuse(http.StatusBadRequest, "envVars: the value of %q must not contain NUL", name)
 		}
 	}
-	if body.AutoPauseMemory != nil && !*body.AutoPauseMemory && (!body.AutoPause || body.AutoResume.Enabled) {
-		return "", refuse(http.StatusBadRequest, "autoPauseMemory: false needs autoPause and excludes autoResume")
+	if body.pauseFilesOnly() && (!body.AutoPause || body.AutoResume.Enabled) {
+		return ref, refuse(http.StatusBadRequest, "autoPauseMemory: false needs autoPause and excludes autoResume")
 	}
 	for _, missing := range []struct {
 		asked bool
 		what  string
 	}{
-		{body.AutoPause, "autoPause: pausing at the end of the timeout"},
-		{body.AutoResume.Enabled, "autoResume: waking a paused sandbox by traffic"},
 		{len(body.MCP) > 0, "mcp: an MCP gateway in the sandbox"},
 		{len(body.IAM) > 0, "iam: identity tokens"},
 		{len(body.VolumeMounts) > 0, "volumeMounts: volumes"},
 	} {
 		if missing.asked {
-			return "", refuse(http.StatusNotImplemented, "%s: not available in this version of Wrenn", missing.what)
+			return ref, refuse(http.StatusNotImplemented, "%s: not available in this version of Wrenn", missing.what)
 		}
 	}
 	if _, err := body.Network.check("network.", body.rules().AllowInternet); err != nil {
-		return "", err
+		return ref, err
 	}
-	return template, nil
+	return ref, nil
 }
 
 // rules are what the sandbox may reach. Access to the internet is the default.
@@ -109,68 +105,70 @@ func (b newSandbox) rules() egress.Rules {
 	}
 }
 
-// templateName takes the tag off a template's name. Templates have no versions yet, so "default" and "latest"
-// name the one there is.
-func templateName(field, value string) (string, error) {
-	name, tag, tagged := strings.Cut(value, ":")
-	if err := safename.Check(field, name); err != nil {
-		return "", refuse(http.StatusBadRequest, "%v", err)
-	}
-	if !tagged {
-		return name, nil
-	}
-	if err := safename.Check("the tag of "+field, tag); err != nil {
-		return "", refuse(http.StatusBadRequest, "%v", err)
-	}
-	if !slices.Contains([]string{"default", "latest"}, tag) {
-		return "", refuse(http.StatusNotFound, "template %q has no tag %q", name, tag)
-	}
-	return name, nil
-}
+// pauseFilesOnly says whether a pause at the end of the timeout leaves the memory out.
+func (b newSandbox) pauseFilesOnly() bool { return b.AutoPauseMemory != nil && !*b.AutoPauseMemory }
 
-// createSandbox makes a sandbox and answers with it. The row comes first: whatever happens afterwards, the
-// store knows that there may be something to clean up.
-func (s *server) createSandbox(w http.ResponseWriter, r *http.Request, begin time.Time, body newSandbox, template string, timeout time.Duration) error {
-	agent, err := s.place(r.Context(), template)
+// createSandbox makes a sandbox and answers with it.
+func (s *server) createSandbox(w http.ResponseWriter, r *http.Request, begin time.Time, body newSandbox, ref reference, timeout time.Duration) error {
+	from, err := s.resolve(r.Context(), ref)
 	if err != nil {
 		return err
 	}
-	rules := body.rules()
-	now := time.Now().UTC()
-	row := store.Sandbox{
-		ID: newID(), Template: template, Agent: agent.Name(), State: store.Creating, Metadata: body.Metadata,
-		CreatedAt: now, StartedAt: now, EndAt: now.Add(timeout), OnTimeout: "kill",
+	if from.snapshot != "" && (body.CPUCount != 0 || body.MemoryMB != 0) {
+		return refuse(http.StatusBadRequest, "cpuCount and memoryMB: %q is a snapshot, and a machine goes on as it was", ref)
 	}
-	setRules(&row, rules)
-	// What has begun is brought to an end, even if the client hangs up.
-	ctx := context.WithoutCancel(r.Context())
-	if err := s.store.Insert(ctx, row); err != nil {
+	row := store.Sandbox{
+		Template: from.name, Metadata: body.Metadata, Timeout: timeout, OnTimeout: onTimeoutKill,
+		PauseFilesOnly: body.pauseFilesOnly(), AutoResume: body.AutoResume.Enabled,
+	}
+	if body.AutoPause {
+		row.OnTimeout = onTimeoutPause
+	}
+	setRules(&row, body.rules())
+	row, made, err := s.makeSandbox(r.Context(), from, row, agentclient.CreateRequest{
+		VCPUs: body.CPUCount, MemoryMiB: body.MemoryMB, EnvVars: body.EnvVars, Limits: body.Wrenn.limits(),
+	})
+	if err != nil {
 		return err
 	}
-	made, err := s.askAgent(ctx, agent, agentclient.CreateRequest{
-		ID: row.ID, Template: template, VCPUs: body.CPUCount, MemoryMiB: body.MemoryMB, Timeout: timeout,
-		EnvVars: body.EnvVars, Metadata: body.Metadata, EnvdAccessToken: s.envdToken(row.ID), Network: toAgent(rules), Limits: body.Wrenn.limits(),
-	})
-	if err == nil {
-		err = r.Context().Err() // nobody has learned the id: it would only burn its time
+	s.cfg.Logger.InfoContext(r.Context(), "sandbox created", "sandbox", row.ID, "template", row.Template, "agent", row.Agent,
+		"boot", made.BootPath, "took", time.Since(begin))
+	out := s.reply(row)
+	out.Wrenn = report(made.BootPath, made.Stages, time.Since(begin))
+	answer(w, http.StatusCreated, out)
+	return nil
+}
+
+// makeSandbox makes the sandbox that row and req describe, with an id of its own. The row comes first:
+// whatever happens afterwards, the store knows that there may be something to clean up.
+func (s *server) makeSandbox(client context.Context, from origin, row store.Sandbox, req agentclient.CreateRequest) (store.Sandbox, agentclient.Sandbox, error) {
+	now := time.Now().UTC()
+	row.ID, row.Agent, row.State = newID(), from.agent.Name(), store.Creating
+	row.CreatedAt, row.StartedAt, row.EndAt = now, now, now.Add(row.Timeout)
+	req.ID, req.Template, req.Snapshot = row.ID, from.template, from.snapshot
+	req.Timeout, req.Metadata, req.EnvdAccessToken = row.Timeout, row.Metadata, s.envdToken(row.ID)
+	req.Network, req.Lifecycle = toAgent(rulesOf(row)), lifecycleOf(row)
+	// What has begun is brought to an end, even if the client hangs up.
+	ctx := context.WithoutCancel(client)
+	if err := s.store.Insert(ctx, row); err != nil {
+		return row, agentclient.Sandbox{}, err
 	}
+	made, err := s.askAgent(ctx, from.agent, req)
 	if err == nil {
-		row, err = s.store.Modify(ctx, row.ID, func(sb *store.Sandbox) error {
+		err = client.Err() // nobody has learned the id: it would only burn its time
+	}
+	id := row.ID
+	if err == nil {
+		row, err = s.store.Modify(ctx, id, func(sb *store.Sandbox) error {
 			sb.State = store.Running
 			follow(sb, made)
 			return nil
 		})
 	}
 	if err != nil {
-		s.abandon(ctx, agent, row.ID)
-		return err
+		s.abandon(ctx, from.agent, id)
 	}
-	s.cfg.Logger.InfoContext(ctx, "sandbox created", "sandbox", row.ID, "template", template, "agent", agent.Name(),
-		"boot", made.BootPath, "took", time.Since(begin))
-	out := s.reply(row)
-	out.Wrenn = report(made, time.Since(begin))
-	answer(w, http.StatusCreated, out)
-	return nil
+	return row, made, err
 }
 
 // askAgent has the agent create a sandbox. If its answer was lost, the sandbox may be there all the same: the

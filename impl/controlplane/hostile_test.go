@@ -41,7 +41,7 @@ func TestV02_HostileSandboxIDsAreRefusedEverywhere(t *testing.T) {
 	var asked []string
 	a.with(func() {
 		a.before = func(call, id string) error {
-			if call != "list" { // reconciling asks by itself
+			if !strings.HasPrefix(call, "list") { // reconciling asks by itself
 				asked = append(asked, call+" "+id)
 			}
 			return nil
@@ -69,7 +69,7 @@ func TestV01_HostileTemplateNamesAreRefusedEverywhere(t *testing.T) {
 	var asked []string
 	a.with(func() {
 		a.before = func(call, _ string) error {
-			if call != "list" { // reconciling asks by itself
+			if !strings.HasPrefix(call, "list") { // reconciling asks by itself
 				asked = append(asked, call)
 			}
 			return nil

@@ -91,9 +91,11 @@ func listQuery(values url.Values, states []store.State) (q store.Query, err erro
 		}
 	}
 	if template := values.Get("template"); template != "" {
-		if q.Template, err = templateName("query parameter template", template); err != nil {
+		ref, err := parseReference("query parameter template", template)
+		if err != nil {
 			return q, err
 		}
+		q.Template = ref.String()
 	}
 	if q.Metadata, err = decodeMetadata(values.Get("metadata")); err != nil {
 		return q, refuse(http.StatusBadRequest, "query parameter metadata: %v", err)

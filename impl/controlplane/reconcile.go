@@ -28,6 +28,10 @@ type suspicion struct {
 	lost map[string]int64
 	// stray are sandboxes that the agent listed and the store does not know.
 	stray map[string]bool
+	// lostSnapshots are those that the agent did not list. straySnapshots are those that the store does not
+	// know, with the time at which that was first seen.
+	lostSnapshots  map[string]bool
+	straySnapshots map[string]time.Time
 }
 
 // reconcileLoop compares the store with one agent now and then, until ctx ends.
@@ -75,7 +79,7 @@ func (s *server) reconcile(ctx context.Context, agent *agentclient.Client, befor
 	for _, sb := range list {
 		held[sb.ID] = sb
 	}
-	now := suspicion{lost: map[string]int64{}, stray: map[string]bool{}}
+	now := suspicion{lost: map[string]int64{}, stray: map[string]bool{}, lostSnapshots: map[string]bool{}, straySnapshots: map[string]time.Time{}}
 	known := make(map[string]bool, len(rows))
 	unwanted := map[string]string{}
 	var errs []error
@@ -98,7 +102,8 @@ func (s *server) reconcile(ctx context.Context, agent *agentclient.Client, befor
 			unwanted[id] = why
 		}
 	}
-	return now, errors.Join(append(errs, s.removeAll(ctx, agent, unwanted))...)
+	errs = append(errs, s.removeAll(ctx, agent, unwanted), s.reconcileSnapshots(ctx, agent, before, now))
+	return now, errors.Join(errs...)
 }
 
 // removeAll removes sandboxes, a few at a time; unwanted says why for each id.
@@ -136,7 +141,11 @@ func (s *server) reconcileRow(ctx context.Context, agent *agentclient.Client, ro
 		s.cfg.Logger.WarnContext(ctx, "sandbox ended by itself", "sandbox", row.ID, "state", sb.State, "reason", sb.Failure)
 		return "it ended by itself", nil
 	case there:
-		return "", s.adopt(ctx, row, sb)
+		_, err := s.adopt(ctx, row, sb)
+		if errors.Is(err, store.ErrNotFound) { // deleted meanwhile
+			return "", nil
+		}
+		return "", err
 	case before.lost[row.ID] != row.Version:
 		now.lost[row.ID] = row.Version
 		return "", nil
@@ -149,30 +158,47 @@ func (s *server) reconcileRow(ctx context.Context, agent *agentclient.Client, ro
 	return "", err
 }
 
-// adopt takes over the end and the network rules that the agent holds to, unless the row has changed
-// since it was read.
-func (s *server) adopt(ctx context.Context, row store.Sandbox, sb agentclient.Sandbox) error {
-	sameEnd := sb.Deadline.IsZero() || sb.Deadline.Equal(row.EndAt)
-	sameRules := sb.Network == nil || egress.Rules(*sb.Network).Equal(rulesOf(row))
-	if sameEnd && sameRules {
-		return nil
+// adopt takes over the state, the end and the network rules that the agent holds to, unless the row has
+// changed since it was read; it returns the row as it is then, or the store's ErrNotFound. An agent pauses by itself at a sandbox's end.
+func (s *server) adopt(ctx context.Context, row store.Sandbox, sb agentclient.Sandbox) (store.Sandbox, error) {
+	now := observed(row, sb)
+	if now.State == row.State && now.EndAt.Equal(row.EndAt) && rulesOf(now).Equal(rulesOf(row)) {
+		return row, nil
 	}
-	_, err := s.store.Modify(ctx, row.ID, func(current *store.Sandbox) error {
+	if now.State != row.State {
+		s.cfg.Logger.InfoContext(ctx, "sandbox has changed its state by itself", "sandbox", row.ID, "from", row.State, "to", now.State)
+	}
+	written, err := s.store.Modify(context.WithoutCancel(ctx), row.ID, func(current *store.Sandbox) error {
 		if current.Version != row.Version {
 			return store.ErrConflict
 		}
-		if !sameEnd {
-			current.EndAt = sb.Deadline
-		}
-		if !sameRules {
-			setRules(current, egress.Rules(*sb.Network))
-		}
+		*current = now
 		return nil
 	})
-	if errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrNotFound) {
-		return nil
+	if errors.Is(err, store.ErrConflict) { // somebody knows better
+		return s.store.Get(ctx, row.ID)
 	}
-	return err
+	return written, err
+}
+
+// observed is row as the agent describes the sandbox. What is between two states stays what it was.
+func observed(row store.Sandbox, sb agentclient.Sandbox) store.Sandbox {
+	switch {
+	case sb.State == agentclient.StatePaused && row.State == store.Running:
+		row.State, row.FilesOnly = store.Paused, row.PauseFilesOnly
+		if !sb.PausedAt.IsZero() {
+			row.EndAt = sb.PausedAt
+		}
+	case sb.State == agentclient.StateRunning && row.State == store.Paused:
+		row.State, row.FilesOnly = store.Running, false
+	}
+	if sb.State == agentclient.StateRunning && !sb.Deadline.IsZero() {
+		row.EndAt = sb.Deadline
+	}
+	if sb.Network != nil {
+		setRules(&row, egress.Rules(*sb.Network))
+	}
+	return row
 }
 
 // reconcileStray settles a sandbox that the store does not know. A row is written before its agent is asked,

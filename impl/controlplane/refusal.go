@@ -40,6 +40,7 @@ var agentCodes = []struct {
 	{agentclient.ErrConflict, http.StatusConflict},
 	{agentclient.ErrExhausted, http.StatusServiceUnavailable},
 	{agentclient.ErrUnavailable, http.StatusServiceUnavailable},
+	{agentclient.ErrUnsupported, http.StatusNotImplemented},
 	{agentclient.ErrInternal, http.StatusInternalServerError},
 }
 

@@ -28,6 +28,7 @@ type server struct {
 	// killing holds the ids of sandboxes that a request is destroying, which reconciling leaves to it: if
 	// both asked the agent, the one that came second would be told that there is no such sandbox.
 	killing sync.Map
+	turns   turns
 }
 
 func newServer(ctx context.Context, cfg Config, st *store.Store, agents []*agentclient.Client) (*server, error) {
@@ -45,6 +46,12 @@ func newServer(ctx context.Context, cfg Config, st *store.Store, agents []*agent
 		"refresh":         s.refresh,
 		"connectV1":       s.connect(defaultTimeoutV1),
 		"connectV2":       s.connect(defaultTimeoutV2),
+		"resume":          s.resume,
+		"pause":           s.pause,
+		"fork":            s.fork,
+		"snapshot":        s.snapshot,
+		"listSnapshots":   s.listSnapshots,
+		"deleteTemplate":  s.deleteTemplate,
 		"network":         s.setNetwork,
 		"logs":            s.logs,
 		"templates":       s.templates,
@@ -106,7 +113,7 @@ func (s *server) serve(w http.ResponseWriter, r *http.Request) error {
 // true if it answered a preflight.
 func allowOrigin(w http.ResponseWriter, r *http.Request) bool {
 	w.Header().Set("Access-Control-Allow-Origin", "*")
-	w.Header().Set("Access-Control-Expose-Headers", headerNextToken+", "+headerTotalRunning)
+	w.Header().Set("Access-Control-Expose-Headers", headerNextToken+", "+headerTotalRunning+", "+headerServerTiming)
 	if r.Method != http.MethodOptions || r.Header.Get("Access-Control-Request-Method") == "" {
 		return false
 	}

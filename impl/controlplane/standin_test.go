@@ -40,6 +40,7 @@ type standIn struct {
 	mu        sync.Mutex
 	sandboxes map[string]*hostagentv1.Sandbox
 	requests  map[string]*hostagentv1.CreateSandboxRequest
+	snapshots map[string]*hostagentv1.Snapshot
 	console   []byte
 	templates []string
 	load      uint32
@@ -51,7 +52,7 @@ type standIn struct {
 // newStandIn starts an agent whose guests are served by guest.
 func newStandIn(t testing.TB, guest http.Handler) *standIn {
 	t.Helper()
-	a := &standIn{sandboxes: map[string]*hostagentv1.Sandbox{}, requests: map[string]*hostagentv1.CreateSandboxRequest{}, templates: []string{"base"}}
+	a := &standIn{sandboxes: map[string]*hostagentv1.Sandbox{}, requests: map[string]*hostagentv1.CreateSandboxRequest{}, snapshots: map[string]*hostagentv1.Snapshot{}, templates: []string{"base"}}
 	g := httptest.NewServer(guest)
 	t.Cleanup(g.Close)
 	var err error
@@ -140,13 +141,21 @@ func (a *standIn) CreateSandbox(_ context.Context, req *connect.Request[hostagen
 		a.mu.Unlock()
 		return nil, connect.NewError(connect.CodeAlreadyExists, errors.New("that id is taken"))
 	}
+	from := a.snapshots[m.GetSnapshot()]
+	if m.GetSnapshot() != "" && from == nil {
+		a.mu.Unlock()
+		return nil, connect.NewError(connect.CodeNotFound, errors.New("no such snapshot"))
+	}
 	now := time.Now()
 	sb := &hostagentv1.Sandbox{
 		Id: m.GetId(), Template: m.GetTemplate(), State: hostagentv1.SandboxState_SANDBOX_STATE_RUNNING,
 		StartedAt: timestamppb.New(now), Deadline: timestamppb.New(now.Add(m.GetTimeout().AsDuration())),
 		Vcpus: max(m.GetVcpus(), 1), MemoryMib: max(m.GetMemoryMib(), 512), DiskMib: 1024, Metadata: m.GetMetadata(), EnvdVersion: "0.6.13",
-		BootPath: hostagentv1.BootPath_BOOT_PATH_COLD, Network: m.GetNetwork(),
+		BootPath: hostagentv1.BootPath_BOOT_PATH_COLD, Network: m.GetNetwork(), Snapshot: m.GetSnapshot(), Lifecycle: m.GetLifecycle(),
 		Stages: []*hostagentv1.Stage{{Name: "slot", Duration: durationpb.New(1500 * time.Microsecond)}, {Name: "kernel", Duration: durationpb.New(time.Second)}},
+	}
+	if from != nil {
+		sb.Template, sb.Vcpus, sb.MemoryMib, sb.BootPath = from.GetTemplate(), from.GetVcpus(), from.GetMemoryMib(), hostagentv1.BootPath_BOOT_PATH_RESTORED
 	}
 	a.sandboxes[m.GetId()], a.requests[m.GetId()] = proto.CloneOf(sb), m
 	a.mu.Unlock()
@@ -204,6 +213,9 @@ func (a *standIn) SetSandboxDeadline(_ context.Context, req *connect.Request[hos
 	if sb == nil {
 		return nil, connect.NewError(connect.CodeNotFound, errors.New("no such sandbox"))
 	}
+	if err := mustRun(sb); err != nil {
+		return nil, err
+	}
 	end := time.Now().Add(req.Msg.GetTimeout().AsDuration())
 	if !req.Msg.GetExtendOnly() || end.After(sb.GetDeadline().AsTime()) {
 		sb.Deadline = timestamppb.New(end)
@@ -220,6 +232,10 @@ func (a *standIn) SetSandboxNetwork(_ context.Context, req *connect.Request[host
 	if sb == nil {
 		a.mu.Unlock()
 		return nil, connect.NewError(connect.CodeNotFound, errors.New("no such sandbox"))
+	}
+	if err := mustRun(sb); err != nil {
+		a.mu.Unlock()
+		return nil, err
 	}
 	sb.Network = req.Msg.GetNetwork()
 	a.mu.Unlock()

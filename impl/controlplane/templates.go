@@ -34,13 +34,14 @@ func (s *server) templates(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *server) templateByAlias(w http.ResponseWriter, r *http.Request) error {
-	name, err := templateName("alias", r.PathValue("alias"))
+	ref, err := parseReference("alias", r.PathValue("alias"))
 	if err != nil {
 		return err
 	}
-	if _, err := s.place(r.Context(), name); err != nil {
+	from, err := s.resolve(r.Context(), ref)
+	if err != nil {
 		return err
 	}
-	answer(w, http.StatusOK, map[string]any{"templateID": name, "public": false})
+	answer(w, http.StatusOK, map[string]any{"templateID": from.name, "public": false})
 	return nil
 }

@@ -87,6 +87,16 @@ type lifecycle struct {
 	AutoResume bool   `json:"autoResume"`
 }
 
+// What becomes of a sandbox at its end, in the store as on the wire.
+const (
+	onTimeoutKill  = "kill"
+	onTimeoutPause = "pause"
+)
+
+func lifecycleOf(sb store.Sandbox) agentclient.Lifecycle {
+	return agentclient.Lifecycle{PauseOnTimeout: sb.OnTimeout == onTimeoutPause, PauseFilesOnly: sb.PauseFilesOnly, ResumeOnTraffic: sb.AutoResume}
+}
+
 func (s *server) domain() *string {
 	if s.cfg.Domain == "" {
 		return nil
@@ -112,9 +122,9 @@ func listed(sb store.Sandbox) listedSandbox {
 	}
 }
 
-func report(made agentclient.Sandbox, total time.Duration) *bootReport {
-	r := &bootReport{BootPath: made.BootPath, Stages: []bootStage{}, TotalMs: milliseconds(total)}
-	for _, st := range made.Stages {
+func report(bootPath string, stages []agentclient.Stage, total time.Duration) *bootReport {
+	r := &bootReport{BootPath: bootPath, Stages: []bootStage{}, TotalMs: milliseconds(total)}
+	for _, st := range stages {
 		r.Stages = append(r.Stages, bootStage{Name: st.Name, Ms: milliseconds(st.Duration)})
 	}
 	return r

@@ -16,6 +16,7 @@ import (
 
 	"wrenn/impl/envd/files"
 	"wrenn/impl/envd/filesystem"
+	"wrenn/impl/envd/freezer"
 	"wrenn/impl/envd/process"
 	"wrenn/impl/envd/settings"
 )
@@ -53,6 +54,9 @@ type Config struct {
 	// Guest says that the daemon is root in a guest of its own: it may set the clock and exempt itself
 	// from the out-of-memory killer.
 	Guest bool
+	// Cgroups is where a cgroup2 hierarchy is mounted, in which the users' processes can be frozen; empty
+	// means that they get signals.
+	Cgroups string
 	// InitSeconds is when the guest's first program started, in seconds of CLOCK_BOOTTIME; empty if unknown.
 	InitSeconds string
 	// ReadPatience is how long a reader of a process's output may stall; process.DefaultPatience if zero.
@@ -67,7 +71,7 @@ func Run(ctx context.Context, c Config) error {
 	// The modes of files are the ones that requests ask for under the usual mask.
 	unix.Umask(0o022)
 	d := newDaemon(c)
-	defer d.close()
+	defer func() { d.close(); _ = d.freezer.Close() }()
 	var lc net.ListenConfig
 	lc.Control = boundQueue
 	l, err := lc.Listen(ctx, "tcp", c.Addr)
@@ -76,6 +80,7 @@ func Run(ctx context.Context, c Config) error {
 	}
 	d.listening = bootSeconds()
 	srv := newServer(d.routes(), c.Log)
+	d.conns.watch(srv)
 	failed := make(chan error, 1)
 	go func() { failed <- srv.Serve(l) }()
 	c.Log.Info("listening", "addr", l.Addr().String(), "version", Version)
@@ -127,16 +132,23 @@ type daemon struct {
 	tree      *filesystem.Handler
 	files     *files.Handler
 	cpu       *cpuMeter
+	freezer   *freezer.Freezer
+	conns     connections
 	initAt    string  // seconds of CLOCK_BOOTTIME, or empty
 	listening float64 // likewise
 }
 
 func newDaemon(c Config) *daemon {
 	s := &settings.Settings{}
+	freeze, err := freezer.New(c.Cgroups)
+	if err != nil {
+		c.Log.Warn("processes are frozen by signals", "error", err)
+	}
 	return &daemon{
 		log: c.Log, guest: c.Guest, initAt: c.InitSeconds,
 		settings:  s,
-		processes: process.NewTable(c.Log, c.ReadPatience, c.Guest),
+		freezer:   freeze,
+		processes: process.NewTable(c.Log, c.ReadPatience, c.Guest, freeze),
 		tree:      filesystem.NewHandler(s),
 		files:     files.NewHandler(s, c.Log),
 		cpu:       newCPUMeter(),
@@ -144,6 +156,9 @@ func newDaemon(c Config) *daemon {
 }
 
 func (d *daemon) close() {
+	if err := d.freezer.Thaw(); err != nil { // what is frozen cannot end
+		d.log.Error("thaw the processes", "error", err)
+	}
 	d.processes.Close(shutdownTimeout)
 	d.tree.Close()
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 
 	"wrenn/impl/envd/account"
 	"wrenn/impl/envd/answer"
+	"wrenn/impl/envd/identity"
 	"wrenn/impl/envd/settings"
 )
 
@@ -36,6 +38,14 @@ type initRequest struct {
 	AccessToken    *string           `json:"accessToken"`
 	DefaultUser    *string           `json:"defaultUser"`
 	DefaultWorkdir *string           `json:"defaultWorkdir"`
+
+	// Wrenn's own. Resumed says that the guest was stopped, or restored from a snapshot: its clock is set
+	// however little it is off, and connections of before are cut. The others give a restored guest what it
+	// may not share with its snapshot: randomness (base64), a name, a machine-id; empty leaves it.
+	Resumed   bool   `json:"wrennResumed"`
+	Entropy   []byte `json:"wrennEntropy"`
+	Hostname  string `json:"wrennHostname"`
+	MachineID string `json:"wrennMachineID"`
 }
 
 // postInit takes the host's settings. While a token is set, the request must carry it: in the header, or
@@ -62,16 +72,44 @@ func (d *daemon) postInit(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	update := settings.Update{Token: req.AccessToken, User: req.DefaultUser, Workdir: req.DefaultWorkdir, Env: req.EnvVars}
-	if req.Timestamp != nil {
+	if req.Timestamp != nil && !req.Resumed {
 		update.Timestamp = *req.Timestamp
 	}
 	if d.settings.Apply(update) && d.guest && req.Timestamp != nil {
-		d.setClock(*req.Timestamp)
+		d.setClock(*req.Timestamp, req.Resumed)
+	}
+	if err := d.becomeOwn(r, req); err != nil {
+		d.log.Error("a restored guest is not one of its own", "error", err)
+		answer.Error(w, http.StatusInternalServerError, err.Error())
+		return
 	}
 	w.Header().Set("X-Envd-Version", Version)
 	w.Header().Set("X-Wrenn-Boot", d.bootTimes())
+	w.Header().Set("X-Wrenn-Clock", strconv.FormatInt(time.Now().UnixNano(), 10))
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(http.StatusNoContent)
+}
+
+// becomeOwn gives a restored guest what it may not share with its snapshot, and cuts the connections that the
+// snapshot had. It comes before anything of the users' runs.
+func (d *daemon) becomeOwn(r *http.Request, req initRequest) error {
+	if req.Resumed {
+		d.conns.cutOthers(r)
+	}
+	if !d.guest {
+		return nil
+	}
+	var errs []error
+	if len(req.Entropy) > 0 {
+		errs = append(errs, identity.AddEntropy(req.Entropy))
+	}
+	if req.Hostname != "" {
+		errs = append(errs, identity.SetHostname("/", req.Hostname))
+	}
+	if req.MachineID != "" {
+		errs = append(errs, identity.SetMachineID("/", req.MachineID))
+	}
+	return errors.Join(errs...)
 }
 
 func (r *initRequest) check() error {
@@ -87,6 +125,9 @@ func (r *initRequest) check() error {
 		if _, err := account.Path(*r.DefaultWorkdir, account.User{Home: "/"}, ""); err != nil {
 			return fmt.Errorf("defaultWorkdir: %w", err)
 		}
+	}
+	if err := r.checkIdentity(); err != nil {
+		return err
 	}
 	if len(r.EnvVars) > maxVars {
 		return fmt.Errorf("envVars: more than %d", maxVars)
@@ -104,13 +145,29 @@ func (r *initRequest) check() error {
 	return nil
 }
 
+func (r *initRequest) checkIdentity() error {
+	if len(r.Entropy) > identity.MaxEntropy {
+		return fmt.Errorf("wrennEntropy: more than %d bytes", identity.MaxEntropy)
+	}
+	if err := identity.CheckHostname(r.Hostname); err != nil {
+		return fmt.Errorf("wrennHostname: %w", err)
+	}
+	if r.MachineID == "" {
+		return nil
+	}
+	if err := identity.CheckMachineID(r.MachineID); err != nil {
+		return fmt.Errorf("wrennMachineID: %w", err)
+	}
+	return nil
+}
+
 // isWrong reports whether a clock that is ahead of the host's by drift (behind, if negative) must be set.
 func isWrong(drift time.Duration) bool { return drift < -clockBehind || drift > clockAhead }
 
-// setClock sets the guest's clock to the host's where they differ by more than the bounds.
-func (d *daemon) setClock(host time.Time) {
+// setClock sets the guest's clock to the host's where they differ by more than the bounds, or in any case.
+func (d *daemon) setClock(host time.Time, anyway bool) {
 	drift := time.Since(host)
-	if !isWrong(drift) {
+	if !anyway && !isWrong(drift) {
 		return
 	}
 	ts := unix.NsecToTimespec(host.UnixNano())

@@ -31,6 +31,8 @@ func (d *daemon) routes() http.Handler {
 		w.WriteHeader(http.StatusNoContent)
 	})
 	open("POST /init", d.postInit)
+	locked("POST /freeze", http.HandlerFunc(d.postFreeze))
+	locked("POST /unfreeze", http.HandlerFunc(d.postUnfreeze))
 	locked("GET /metrics", http.HandlerFunc(d.getMetrics))
 	locked("GET /envs", http.HandlerFunc(d.getEnvs))
 	bounded := connect.WithReadMaxBytes(maxMessage)

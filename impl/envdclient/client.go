@@ -115,12 +115,23 @@ type InitRequest struct {
 	DefaultUser *string
 	Workdir     *string           // where relative paths and programs start; empty: the user's home
 	Env         map[string]string // replaces the environment of every program started later
+
+	// Resumed is for a guest that was stopped or restored from a snapshot: its clock is set however little it
+	// differs, and all connections but this one are cut. Entropy (at most 512 bytes), Hostname and MachineID
+	// (32 hexadecimal digits) replace what it shares with its snapshot; empty leaves them.
+	Resumed   bool
+	Entropy   []byte
+	Hostname  string
+	MachineID string
 }
 
 // InitResult is what the daemon answers.
 type InitResult struct {
 	Version string // of E2B's daemon, whose features it has
 	Boot    BootTimes
+	// ClockOffset is how far the guest's clock was ahead of ours when it answered, give or take the time of
+	// the exchange, half of which it is taken to have answered at; 0 where the daemon did not say.
+	ClockOffset time.Duration
 }
 
 // BootTimes are moments of a guest's start on its own clock, from its kernel's start. Zero where the
@@ -138,12 +149,42 @@ func (c *Client) Init(ctx context.Context, r InitRequest) (InitResult, error) {
 		return InitResult{}, fmt.Errorf("init envd: %w", err)
 	}
 	h := http.Header{"Content-Type": {"application/json"}}
+	sent := time.Now()
 	res, err := c.plain(ctx, http.MethodPost, "/init", h, bytes.NewReader(body))
 	if err != nil {
 		return InitResult{}, fmt.Errorf("init envd: %w", err)
 	}
 	defer func() { _ = res.Body.Close() }()
-	return InitResult{Version: res.Header.Get("X-Envd-Version"), Boot: bootTimesOf(res.Header.Get("X-Wrenn-Boot"))}, nil
+	middle := sent.Add(time.Since(sent) / 2)
+	return InitResult{
+		Version: res.Header.Get("X-Envd-Version"), Boot: bootTimesOf(res.Header.Get("X-Wrenn-Boot")),
+		ClockOffset: clockOffset(res.Header.Get("X-Wrenn-Clock"), middle),
+	}, nil
+}
+
+// Freeze cuts the daemon's other connections, stops the users' processes and writes the guest's file systems
+// back; Thaw lets the processes go on. Both may be repeated.
+func (c *Client) Freeze(ctx context.Context) error { return c.control(ctx, "/freeze") }
+
+// Thaw is Freeze's counterpart.
+func (c *Client) Thaw(ctx context.Context) error { return c.control(ctx, "/unfreeze") }
+
+func (c *Client) control(ctx context.Context, route string) error {
+	for {
+		res, err := c.plain(ctx, http.MethodPost, route, nil, nil)
+		if err == nil {
+			return res.Body.Close()
+		}
+		var answered *Error
+		if errors.As(err, &answered) || ctx.Err() != nil {
+			return fmt.Errorf("ask envd for %s: %w", route, err)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("ask envd for %s: %w", route, err)
+		case <-time.After(betweenTries):
+		}
+	}
 }
 
 const (

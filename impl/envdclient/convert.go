@@ -18,6 +18,10 @@ type initJSON struct {
 	AccessToken    *string           `json:"accessToken,omitempty"`
 	DefaultUser    *string           `json:"defaultUser,omitempty"`
 	DefaultWorkdir *string           `json:"defaultWorkdir,omitempty"`
+	Resumed        bool              `json:"wrennResumed,omitempty"`
+	Entropy        []byte            `json:"wrennEntropy,omitempty"`
+	Hostname       string            `json:"wrennHostname,omitempty"`
+	MachineID      string            `json:"wrennMachineID,omitempty"`
 }
 
 func initBody(r InitRequest) initJSON {
@@ -27,7 +31,17 @@ func initBody(r InitRequest) initJSON {
 	return initJSON{
 		Timestamp: r.Timestamp, EnvVars: r.Env, AccessToken: r.AccessToken,
 		DefaultUser: r.DefaultUser, DefaultWorkdir: r.Workdir,
+		Resumed: r.Resumed, Entropy: r.Entropy, Hostname: r.Hostname, MachineID: r.MachineID,
 	}
+}
+
+// clockOffset is how far ahead of ours a clock is that showed header's nanoseconds of Unix time at the moment at.
+func clockOffset(header string, at time.Time) time.Duration {
+	nanos, err := strconv.ParseInt(header, 10, 64)
+	if err != nil {
+		return 0
+	}
+	return time.Unix(0, nanos).Sub(at.Round(0))
 }
 
 // bootTimesOf reads "init=1.5;envd=1.9;now=2.0", in seconds; what it does not understand stays zero.

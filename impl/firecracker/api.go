@@ -50,6 +50,14 @@ type NetworkInterface struct {
 	TxRateLimiter *RateLimiter `json:"tx_rate_limiter,omitempty"`
 }
 
+// NetworkInterfacePatch is the body of PATCH /network-interfaces/{id}. A bucket that is given replaces the
+// former one and starts full; one of size 0 and refill time 0 lifts the limit; the others stay.
+type NetworkInterfacePatch struct {
+	IfaceID       string       `json:"iface_id"`
+	RxRateLimiter *RateLimiter `json:"rx_rate_limiter,omitempty"`
+	TxRateLimiter *RateLimiter `json:"tx_rate_limiter,omitempty"`
+}
+
 // Entropy is the body of PUT /entropy, which gives the guest a virtio-rng device.
 type Entropy struct {
 	RateLimiter *RateLimiter `json:"rate_limiter,omitempty"`

@@ -84,6 +84,11 @@ func (c *Client) Pause(ctx context.Context) error { return c.setState(ctx, "Paus
 // Resume lets the guest's virtual CPUs go on. Resuming twice is not an error.
 func (c *Client) Resume(ctx context.Context) error { return c.setState(ctx, "Resumed") }
 
+// PatchNetworkInterface changes the rate limits of an interface. Only after Start or LoadSnapshot.
+func (c *Client) PatchNetworkInterface(ctx context.Context, n NetworkInterfacePatch) error {
+	return c.call(ctx, CallTimeout, http.MethodPatch, "/network-interfaces/"+url.PathEscape(n.IfaceID), n, nil)
+}
+
 // Info tells the microVM's id and state.
 func (c *Client) Info(ctx context.Context) (InstanceInfo, error) {
 	var info InstanceInfo

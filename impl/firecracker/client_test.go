@@ -70,6 +70,19 @@ func TestA05_CallsOnTheWire(t *testing.T) {
 		},
 			`PUT /network-interfaces/eth0 {"iface_id":"eth0","host_dev_name":"tap0"}`},
 		{func() error { return c.PutEntropy(ctx, Entropy{}) }, `PUT /entropy {}`},
+		{func() error {
+			return c.PutMachineConfig(ctx, MachineConfig{VCPUCount: 1, MemSizeMiB: 128, TrackDirtyPages: true})
+		},
+			`PUT /machine-config {"vcpu_count":1,"mem_size_mib":128,"track_dirty_pages":true}`},
+		{func() error {
+			return c.PatchNetworkInterface(ctx, NetworkInterfacePatch{IfaceID: "eth0",
+				RxRateLimiter: &RateLimiter{Bandwidth: &TokenBucket{}}})
+		},
+			`PATCH /network-interfaces/eth0 {"iface_id":"eth0","rx_rate_limiter":{"bandwidth":{"size":0,"refill_time":0}}}`},
+		{func() error {
+			return c.CreateSnapshot(ctx, SnapshotCreate{Type: SnapshotDiff, StatePath: "s", MemoryPath: "m", MemSizeMiB: 128})
+		},
+			`PUT /snapshot/create {"snapshot_type":"Diff","snapshot_path":"s","mem_file_path":"m"}`},
 		{func() error { return c.Start(ctx) }, `PUT /actions {"action_type":"InstanceStart"}`},
 		{func() error { return c.CtrlAltDel(ctx) }, `PUT /actions {"action_type":"SendCtrlAltDel"}`},
 		{func() error { return c.Pause(ctx) }, `PATCH /vm {"state":"Paused"}`},

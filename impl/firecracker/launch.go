@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"syscall"
 	"time"
 
@@ -21,7 +22,11 @@ type LaunchConfig struct {
 	ID string
 	// Netns is the name of the network namespace (as in `ip netns`); empty for the caller's own.
 	Netns string
-	// SocketPath is where the VMM puts its API socket, under 104 bytes. It must not exist yet.
+	// Dir is the VMM's working directory, where its relative paths start: those of drives, which a
+	// snapshot records as they were given, and of snapshots. Empty for the caller's own.
+	Dir string
+	// SocketPath is where the VMM puts its API socket, under 104 bytes. It must not exist yet, and must
+	// be absolute where Dir is given.
 	SocketPath string
 	// ConsolePath is the file that gets the guest's console and the VMM's own messages. It is created
 	// with mode 0600 and appended to; CapConsole bounds it.
@@ -54,7 +59,7 @@ func Launch(ctx context.Context, cfg LaunchConfig) (*Process, error) {
 		return nil, fmt.Errorf("open the console file: %w", err)
 	}
 	defer console.Close()
-	p, err := start(cfg.argv(), cfg.Env, console)
+	p, err := start(cfg, console)
 	if err != nil {
 		return nil, err
 	}
@@ -82,8 +87,26 @@ func (cfg LaunchConfig) check() error {
 	if _, err := exec.LookPath(cfg.Binary); err != nil {
 		return fmt.Errorf("launch a vmm: %w", err)
 	}
+	if err := cfg.checkDir(); err != nil {
+		return err
+	}
 	if _, err := os.Lstat(cfg.SocketPath); err == nil {
 		return fmt.Errorf("launch a vmm: socket %s: %w", cfg.SocketPath, os.ErrExist)
+	}
+	return nil
+}
+
+// checkDir refuses a Dir that is none, and paths that would mean another file there than they do here.
+func (cfg LaunchConfig) checkDir() error {
+	if cfg.Dir == "" {
+		return nil
+	}
+	if info, err := os.Stat(cfg.Dir); err != nil || !info.IsDir() {
+		return errors.Join(fmt.Errorf("launch a vmm: working directory %q is not a directory", cfg.Dir), err)
+	}
+	if !filepath.IsAbs(cfg.SocketPath) || !filepath.IsAbs(cfg.Binary) && filepath.Base(cfg.Binary) != cfg.Binary {
+		return fmt.Errorf("launch a vmm: socket %q and binary %q must be absolute, since the vmm works in %q",
+			cfg.SocketPath, cfg.Binary, cfg.Dir)
 	}
 	return nil
 }
@@ -99,10 +122,13 @@ func (cfg LaunchConfig) argv() []string {
 	return append(argv, cfg.ExtraArgs...)
 }
 
-func start(argv, env []string, console *os.File) (*Process, error) {
+func start(cfg LaunchConfig, console *os.File) (*Process, error) {
 	pidfd := -1
+	argv := cfg.argv()
 	cmd := exec.Command(argv[0], argv[1:]...) //nolint:noctx // the VMM outlives every context
-	cmd.Env = append([]string{vmmPath}, env...)
+	// Neither unshare nor `ip netns exec` leaves the directory.
+	cmd.Dir = cfg.Dir
+	cmd.Env = append([]string{vmmPath}, cfg.Env...)
 	cmd.Stdout, cmd.Stderr = console, console
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd}
 	if err := cmd.Start(); err != nil {

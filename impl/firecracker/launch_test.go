@@ -2,6 +2,7 @@ package firecracker
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -38,6 +39,9 @@ func TestLaunchRefusesBadConfig(t *testing.T) {
 		"not there":    {func(c *LaunchConfig) { c.Binary = "/nonexistent/fc" }, "no such file"},
 		"long socket":  {func(c *LaunchConfig) { c.SocketPath = "/" + strings.Repeat("s", 110) }, "the limit is 103"},
 		"socket taken": {func(c *LaunchConfig) { c.SocketPath = taken }, "file already exists"},
+		"no dir":       {func(c *LaunchConfig) { c.Dir = "/nonexistent" }, `working directory "/nonexistent" is not a directory`},
+		"file as dir":  {func(c *LaunchConfig) { c.Dir = taken }, "is not a directory"},
+		"relative":     {func(c *LaunchConfig) { c.Dir, c.SocketPath = dir, "s" }, "must be absolute"},
 		"no directory": {func(c *LaunchConfig) { c.ConsolePath = "/nonexistent/console" }, "console file"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -100,6 +104,27 @@ func TestA04_EnvironmentIsNotInherited(t *testing.T) {
 	require.NoError(t, err)
 	assert.NotContains(t, string(env), "s3cret")
 	assert.Contains(t, string(env), playVMM+"=listens")
+}
+
+// A snapshot records the paths of drives as they were given, so they are relative and mean the sandbox's own.
+func TestS08_WorkingDirectory(t *testing.T) {
+	need.Root(t)
+	need.Program(t, "ip")
+	ns := fmt.Sprintf("fcl-%d", os.Getpid())
+	require.NoError(t, exec.Command("ip", "netns", "add", ns).Run())
+	t.Cleanup(func() { assert.NoError(t, exec.Command("ip", "netns", "delete", ns).Run()) })
+	self, err := os.Executable()
+	require.NoError(t, err)
+	for _, netns := range []string{"", ns} {
+		dir := shortDir(t)
+		p, err := Launch(t.Context(), LaunchConfig{Binary: self, ID: "player", Netns: netns, Dir: dir, SocketPath: filepath.Join(dir, "s"),
+			ConsolePath: filepath.Join(dir, "console"), Env: []string{playVMM + "=listens"}, ReadyTimeout: patience})
+		require.NoError(t, err)
+		cwd, err := os.Readlink("/proc/" + strconv.Itoa(p.Identity().PID) + "/cwd")
+		require.NoError(t, p.Kill(context.WithoutCancel(t.Context())))
+		require.NoError(t, err)
+		assert.Equal(t, dir, cwd, "network namespace %q", netns)
+	}
 }
 
 func TestLaunchTellsHowTheVMMDied(t *testing.T) {

@@ -64,12 +64,19 @@ func play(role string, args []string) int {
 	return 3
 }
 
+// shortDir is a directory whose path leaves room for a socket's name, as t.TempDir's need not.
+func shortDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "fcl") //nolint:usetesting // see above
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, os.RemoveAll(dir)) })
+	return dir
+}
+
 // launchPlayer starts the test binary in the place of a VMM.
 func launchPlayer(ctx context.Context, t *testing.T, role string) (*Process, LaunchConfig, error) {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "fcl")
-	require.NoError(t, err)
-	t.Cleanup(func() { assert.NoError(t, os.RemoveAll(dir)) })
+	dir := shortDir(t)
 	self, err := os.Executable()
 	require.NoError(t, err)
 	cfg := LaunchConfig{Binary: self, ID: "player", SocketPath: filepath.Join(dir, "s"),

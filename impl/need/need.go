@@ -36,6 +36,15 @@ func Program(tb testing.TB, names ...string) {
 	}
 }
 
+// DeviceMapper skips unless the kernel has device-mapper and the test runs as root.
+func DeviceMapper(tb testing.TB) {
+	tb.Helper()
+	Root(tb)
+	if _, err := os.Stat("/dev/mapper/control"); err != nil {
+		missing(tb, "dm", "run in a machine that has it (make vmtest)")
+	}
+}
+
 // File skips unless path exists, and returns it. ability is its name in WRENN_NEED.
 func File(tb testing.TB, ability, path, remedy string) string {
 	tb.Helper()

@@ -7,7 +7,8 @@ import (
 	"strings"
 )
 
-// File descriptors that QEMU inherits, after the three standard ones; TAPs follow.
+// File descriptors that QEMU inherits, after the three standard ones; TAPs follow, and after them the state
+// that is loaded, if any.
 const (
 	fdQMP = 3 + iota
 	fdMemory
@@ -33,36 +34,65 @@ const (
 // The i8042 keyboard controller makes `reboot=k` immediate (without it the kernel knocks on a missing
 // port for 1.4 s) and gives SendCtrlAltDel something to press, both as in Firecracker.
 func (m *machine) argv() []string {
+	argv := append(m.platform(true), "-kernel", m.boot.KernelImagePath, "-append", m.commandLine())
+	if m.boot.InitrdPath != nil {
+		argv = append(argv, "-initrd", *m.boot.InitrdPath)
+	}
+	return append(argv, m.devices()...)
+}
+
+// incomingArgv is the command line of a QEMU that goes on from a device state, which it inherits after the
+// TAPs, over memory that stays as it is: QEMU maps the file privately. It has to name the very machine and
+// devices, in the same order, that the state was saved from, and nothing of a boot.
+func (m *machine) incomingArgv() []string {
+	argv := append(m.platform(false), m.devices()...)
+	return append(argv,
+		// xen-save-devices-state writes neither a configuration section, which QEMU would insist on, nor
+		// a description of the rest, whose lack it would complain of on the console.
+		"-global", "migration.send-configuration=off", "-machine", "suppress-vmdesc=on",
+		// The state is given once QEMU has told its version.
+		"-incoming", "defer")
+}
+
+// fdState is the number of the state that QEMU inherits.
+func (m *machine) fdState() int { return fdFirstTAP + len(m.nics) }
+
+// machineType is QEMU's. A state that is loaded was saved from the same one.
+const machineType = "microvm,acpi=on,rtc=on"
+
+// platform is the machine without kernel and virtio devices.
+func (m *machine) platform(share bool) []string {
 	argv := []string{
 		m.cfg.QEMU, "-name", "wrenn",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		// QEMU may neither fork, nor exec, nor gain rights, nor change its limits.
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-		"-machine", "microvm,acpi=on,rtc=on,memory-backend=ram",
+		"-machine", machineType + ",memory-backend=ram",
 	}
 	argv = append(argv, m.accelerator()...)
-	argv = append(argv,
+	return append(argv,
+		"-cpu", cpuModel(m.cfg.Accel),
 		"-smp", fmt.Sprint(m.machine.VCPUCount),
 		"-m", fmt.Sprintf("%dM", m.machine.MemSizeMiB),
 		// Shared memory in a memfd of ours: a snapshot can read it while QEMU only tells device states.
-		"-object", jsonArg(object{"qom-type": "memory-backend-file", "id": "ram", "share": true,
+		"-object", jsonArg(object{"qom-type": "memory-backend-file", "id": "ram", "share": share,
 			"size": int64(m.machine.MemSizeMiB) << 20, "mem-path": fmt.Sprintf("/proc/self/fd/%d", fdMemory)}),
 		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", fdQMP), "-mon", "chardev=qmp,mode=control",
 		// The guest's console is our own stdin and stdout, as with Firecracker.
 		"-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
 		"-device", "i8042",
-		"-kernel", m.boot.KernelImagePath,
-		"-append", m.commandLine(),
 		"-S",
 	)
-	if m.boot.InitrdPath != nil {
-		argv = append(argv, "-initrd", *m.boot.InitrdPath)
-	}
+}
+
+// devices are the virtio devices in the order that decides their addresses.
+func (m *machine) devices() []string {
+	var argv []string
 	for _, d := range m.drives {
 		argv = append(argv, d.argv()...)
 	}
 	for i, n := range m.nics {
-		argv = append(argv, n.argv(fdFirstTAP+i)...)
+		argv = append(argv, n.argv(fdFirstTAP+i, m.macs[n.IfaceID])...)
 	}
 	if m.entropy != nil {
 		argv = append(argv, m.entropy.argv()...)
@@ -72,11 +102,19 @@ func (m *machine) argv() []string {
 
 func (m *machine) accelerator() []string {
 	if m.cfg.Accel == "kvm" {
-		return []string{"-accel", "kvm", "-cpu", "host"}
+		return []string{"-accel", "kvm"}
 	}
 	// 128 MiB of translated code hold a booted guest's working set (some 60 MiB) and bound the cost
 	// per sandbox; QEMU's default of 1 GiB does not.
-	return []string{"-accel", "tcg,thread=multi,tb-size=128", "-cpu", "max"}
+	return []string{"-accel", "tcg,thread=multi,tb-size=128"}
+}
+
+// cpuModel is QEMU's. A state that is loaded under another one "succeeds", and the guest never runs again.
+func cpuModel(accel string) string {
+	if accel == "kvm" {
+		return "host"
+	}
+	return "max"
 }
 
 // commandLine is the guest kernel's: what was asked for, what Firecracker adds, and what emulation needs.
@@ -133,13 +171,15 @@ func (d drive) argv() []string {
 }
 
 // fileOptions describes the drive's backing file; generation tells apart the files that follow each other.
+// QEMU would lock images; Firecracker does not, and a snapshot's successor may open the disk of a machine
+// that is still paused.
 func (d drive) fileOptions(generation int) object {
 	driver := "file"
 	if info, err := os.Stat(d.PathOnHost); err == nil && info.Mode()&os.ModeDevice != 0 {
 		driver = "host_device"
 	}
 	return object{"driver": driver, "node-name": d.fileNode(generation), "filename": d.PathOnHost,
-		"read-only": d.IsReadOnly, "cache": object{"direct": false, "no-flush": d.CacheType == "Unsafe"}}
+		"read-only": d.IsReadOnly, "locking": "off", "cache": object{"direct": false, "no-flush": d.CacheType == "Unsafe"}}
 }
 
 func (d drive) fileNode(generation int) string { return fmt.Sprintf("f%d_%s", generation, d.DriveID) }
@@ -168,14 +208,9 @@ func throttleLimits(l *rateLimiter) object {
 	return limits
 }
 
-func (n nic) argv(fd int) []string {
+func (n nic) argv(fd int, mac string) []string {
 	netdev := object{"type": "tap", "id": "tap_" + n.IfaceID, "fd": fmt.Sprint(fd)}
-	device := object{"driver": "virtio-net-device", "id": "net_" + n.IfaceID, "netdev": "tap_" + n.IfaceID}
-	if n.GuestMAC != nil {
-		device["mac"] = *n.GuestMAC
-	} else {
-		device["mac"] = randomMAC()
-	}
+	device := object{"driver": "virtio-net-device", "id": "net_" + n.IfaceID, "netdev": "tap_" + n.IfaceID, "mac": mac}
 	if n.MTU != nil {
 		device["host_mtu"] = *n.MTU
 	}

@@ -1,6 +1,9 @@
 package qemu
 
 import (
+	"flag"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -9,6 +12,33 @@ import (
 )
 
 func ptr[T any](v T) *T { return &v }
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// TestArgvGolden keeps the whole command lines: a state that was saved under one is loaded under the other, so
+// machine, processor and the order of devices must not drift apart.
+func TestArgvGolden(t *testing.T) {
+	m := testMachine()
+	m.boot.InitrdPath = ptr("/i")
+	m.drives = []drive{{DriveID: "root", PathOnHost: "root.disk", IsRootDevice: true, CacheType: "Writeback"},
+		{DriveID: "data", PathOnHost: "/d", IsReadOnly: true, CacheType: "Unsafe"}}
+	m.nics = []nic{{IfaceID: "eth0", HostDevName: "tap0"}, {IfaceID: "eth1", HostDevName: "tap1", MTU: ptr(1400)}}
+	m.macs = map[string]string{"eth0": "06:00:00:00:00:01", "eth1": "06:00:00:00:00:02"}
+	m.entropy = &entropy{}
+	for name, argv := range map[string][]string{"boot": m.argv(), "incoming": m.incomingArgv()} {
+		golden := filepath.Join("testdata", name+".argv")
+		got := strings.Join(argv, "\n") + "\n"
+		if *update {
+			require.NoError(t, os.WriteFile(golden, []byte(got), 0o600))
+		}
+		want, err := os.ReadFile(golden)
+		require.NoError(t, err)
+		assert.Equal(t, string(want), got, name)
+	}
+	devices := strings.Join(m.devices(), "\n")
+	assert.Contains(t, strings.Join(m.argv(), "\n"), devices)
+	assert.Contains(t, strings.Join(m.incomingArgv(), "\n"), devices)
+}
 
 func testMachine() *machine {
 	return &machine{cfg: Config{QEMU: "qemu", Accel: "tcg"}, boot: &bootSource{KernelImagePath: "/k"},
@@ -50,9 +80,9 @@ func TestArgvKeepsNamesApart(t *testing.T) {
 	d := drive{DriveID: "root", PathOnHost: `/a,readonly=on,b="c'd\e` + "\n", CacheType: "Unsafe"}
 	argv := d.argv()
 	require.Len(t, argv, 10)
-	assert.Equal(t, `{"cache":{"direct":false,"no-flush":true},"driver":"file","filename":"/a,readonly=on,b=\"c'd\\e\n","node-name":"f0_root","read-only":false}`, argv[3])
+	assert.Equal(t, `{"cache":{"direct":false,"no-flush":true},"driver":"file","filename":"/a,readonly=on,b=\"c'd\\e\n","locking":"off","node-name":"f0_root","read-only":false}`, argv[3])
 	d.CacheType, d.PathOnHost = "Writeback", "/dev/null"
-	assert.Equal(t, `{"cache":{"direct":false,"no-flush":false},"driver":"host_device","filename":"/dev/null","node-name":"f0_root","read-only":false}`, d.argv()[3])
+	assert.Equal(t, `{"cache":{"direct":false,"no-flush":false},"driver":"host_device","filename":"/dev/null","locking":"off","node-name":"f0_root","read-only":false}`, d.argv()[3])
 }
 
 func TestThrottleLimits(t *testing.T) {

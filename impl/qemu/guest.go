@@ -30,52 +30,103 @@ type guest struct {
 	exited chan struct{}
 	err    error // of Wait, once exited is closed
 
-	swaps map[string]int // how often each drive's backing file was exchanged
+	version string         // of QEMU, "7.2"
+	swaps   map[string]int // how often each drive's backing file was exchanged
 
 	mu       sync.Mutex
 	shutdown string // the reason that the SHUTDOWN event gave
 }
 
-// startGuest starts QEMU stopped, greets it and lets the CPUs run.
-func startGuest(m *machine) (*guest, error) {
-	ours, files, err := inherited(m)
+// incoming is what a guest goes on from instead of booting.
+type incoming struct {
+	state *os.File // at its device state
+	fd    int      // its number in QEMU
+	qemu  string   // the version that saved it
+}
+
+// startGuest starts QEMU. Without something to go on from it boots, and the CPUs run; otherwise the CPUs stand
+// still once the state is loaded.
+func startGuest(m *machine, in *incoming) (*guest, error) {
+	ours, theirs, err := controlConnection()
 	if err != nil {
 		return nil, err
 	}
-	argv := m.argv()
+	files := []*os.File{theirs, m.memory.file} // see fdQMP
+	for _, n := range m.nics {
+		files = append(files, m.taps[n.IfaceID])
+	}
+	argv := m.argv
+	if in != nil {
+		argv, files = m.incomingArgv, append(files, in.state)
+	}
 	g := &guest{stderr: &lastLines{to: os.Stderr}, exited: make(chan struct{}), swaps: map[string]int{}}
-	g.cmd = exec.Command(argv[0], argv[1:]...) //nolint:noctx // lives as long as the guest
+	line := argv()
+	g.cmd = exec.Command(line[0], line[1:]...) //nolint:noctx // lives as long as the guest
 	g.cmd.Stdin, g.cmd.Stdout, g.cmd.Stderr = m.cfg.Stdin, m.cfg.Stdout, g.stderr
 	g.cmd.ExtraFiles = files
 	// Whatever happens to us, SIGKILL included, QEMU does not outlive us.
 	g.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	err = g.spawn()
 	// QEMU has copies of its own. Its end of the control connection must be closed here, or its death
-	// would not be seen; the TAPs stay open, so that nobody else attaches to them.
-	for _, f := range files[:fdFirstTAP-fdQMP] {
-		_ = f.Close()
-	}
+	// would not be seen; the memory stays open for snapshots, the TAPs so that nobody else attaches to them.
+	_ = theirs.Close()
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("start %s: %w", m.cfg.QEMU, err), ours.Close())
 	}
-	if err := g.greet(ours); err != nil {
+	if err := g.greet(ours, in); err != nil {
 		g.kill()
 		return nil, fmt.Errorf("%w; qemu says: %s", err, g.stderr)
 	}
 	return g, nil
 }
 
-func (g *guest) greet(conn net.Conn) error {
+func (g *guest) greet(conn net.Conn, in *incoming) error {
 	q, err := newQMP(conn, startTimeout, g.onEvent)
 	if err != nil {
 		return err
 	}
 	g.qmp = q
-	return q.do("cont", nil, nil)
+	if g.version, err = g.qemuVersion(); err != nil {
+		return err
+	}
+	if in == nil {
+		return q.do("cont", nil, nil)
+	}
+	if in.qemu != g.version {
+		return fmt.Errorf("the snapshot is of qemu %s, and this is %s", in.qemu, g.version)
+	}
+	if err := q.do("migrate-incoming", object{"uri": fmt.Sprintf("fd:%d", in.fd)}, nil); err != nil {
+		return err
+	}
+	return g.awaitLoaded()
 }
 
-// inherited makes the files that QEMU gets by number, see fdQMP, and our end of the control connection.
-func inherited(m *machine) (net.Conn, []*os.File, error) {
+// loadTimeout bounds how long QEMU may take to load a device state: 35 ms idle. A state that it does not
+// understand ends it at once.
+const loadTimeout = 30 * time.Second
+
+// awaitLoaded waits until QEMU has taken in the device state and stands still.
+func (g *guest) awaitLoaded() error {
+	for deadline := time.Now().Add(loadTimeout); ; time.Sleep(2 * time.Millisecond) {
+		var now struct {
+			Status string `json:"status"`
+		}
+		if err := g.qmp.do("query-status", nil, &now); err != nil {
+			return err
+		}
+		switch {
+		case now.Status == "paused":
+			return nil
+		case now.Status != "inmigrate":
+			return fmt.Errorf("load the device state: qemu is %q", now.Status)
+		case time.Now().After(deadline):
+			return fmt.Errorf("load the device state: not done within %s", loadTimeout)
+		}
+	}
+}
+
+// controlConnection makes the connection to QEMU: our end, and its end.
+func controlConnection() (net.Conn, *os.File, error) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, nil, fmt.Errorf("make the control connection: %w", err)
@@ -86,19 +137,7 @@ func inherited(m *machine) (net.Conn, []*os.File, error) {
 	if err != nil {
 		return nil, nil, errors.Join(fmt.Errorf("make the control connection: %w", err), remote.Close())
 	}
-	fd, err := unix.MemfdCreate("guest-memory", unix.MFD_CLOEXEC)
-	if err != nil {
-		return nil, nil, errors.Join(fmt.Errorf("make the guest's memory: %w", err), conn.Close(), remote.Close())
-	}
-	memory := os.NewFile(uintptr(fd), "guest-memory")
-	if err := memory.Truncate(int64(m.machine.MemSizeMiB) << 20); err != nil {
-		return nil, nil, errors.Join(fmt.Errorf("size the guest's memory: %w", err), conn.Close(), remote.Close(), memory.Close())
-	}
-	files := []*os.File{remote, memory}
-	for _, n := range m.nics {
-		files = append(files, m.taps[n.IfaceID])
-	}
-	return conn, files, nil
+	return conn, remote, nil
 }
 
 // spawn starts QEMU from a thread of its own. The kernel ties the parent-death signal to the thread that

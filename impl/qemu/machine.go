@@ -3,6 +3,7 @@ package qemu
 import (
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"regexp"
@@ -39,12 +40,21 @@ type machine struct {
 	drives  []drive // the root drive first
 	nics    []nic
 	taps    map[string]*os.File // by iface_id, attached since PUT
+	macs    map[string]string   // by iface_id, as given or made up
 	entropy *entropy
 	logger  *loggerConfig
 	metrics *metricsConfig
 	guest   *guest
+	memory  *memory
 	shaper  *shaper
 	tsc     func() int
+
+	// configured says that something was given which a snapshot would bring: none can be loaded any more.
+	configured bool
+	// pageServer is the connection to the page server of a machine that was loaded by Uffd; it stays open
+	// for the server to see our end.
+	pageServer io.Closer
+	fatal      error // why no guest was ever there, once ended is closed
 
 	// ended is closed when a started guest is gone; code then holds the exit code.
 	ended chan struct{}
@@ -58,6 +68,7 @@ func newMachine(cfg Config, log *slog.Logger) *machine {
 		state:   notStarted,
 		machine: machineConfig{VCPUCount: 1, MemSizeMiB: 128, HugePages: "None"}, // Firecracker's defaults
 		taps:    map[string]*os.File{},
+		macs:    map[string]string{},
 		shaper:  &shaper{},
 		ended:   make(chan struct{}),
 	}
@@ -81,13 +92,29 @@ func (m *machine) close() {
 	for _, tap := range m.taps {
 		_ = tap.Close() // nothing was written that could be lost
 	}
+	m.memory.close()
+	if m.pageServer != nil {
+		_ = m.pageServer.Close() // nothing is ever sent on it
+	}
 	m.tsc() // lets the measuring goroutine end
 }
 
 func (m *machine) beforeStart() error {
+	if m.fatal != nil {
+		return m.fatal // a load has failed, and the process is about to end
+	}
 	if m.state != notStarted {
 		return errAfterStart
 	}
+	return nil
+}
+
+// configure is for calls that give the machine what a boot needs, whether they then succeed or not.
+func (m *machine) configure() error {
+	if err := m.beforeStart(); err != nil {
+		return err
+	}
+	m.configured = true
 	return nil
 }
 
@@ -99,7 +126,7 @@ func (m *machine) afterStart() error {
 }
 
 func (m *machine) putMachineConfig(c machineConfig) error {
-	if err := m.beforeStart(); err != nil {
+	if err := m.configure(); err != nil {
 		return err
 	}
 	if c.HugePages == "" {
@@ -113,7 +140,7 @@ func (m *machine) putMachineConfig(c machineConfig) error {
 }
 
 func (m *machine) patchMachineConfig(p machinePatch) error {
-	if err := m.beforeStart(); err != nil {
+	if err := m.configure(); err != nil {
 		return err
 	}
 	if p == (machinePatch{}) {
@@ -156,7 +183,7 @@ func (c machineConfig) check() error {
 }
 
 func (m *machine) putBootSource(b bootSource) error {
-	if err := m.beforeStart(); err != nil {
+	if err := m.configure(); err != nil {
 		return err
 	}
 	if err := canOpen(b.KernelImagePath, os.O_RDONLY); err != nil {
@@ -172,7 +199,7 @@ func (m *machine) putBootSource(b bootSource) error {
 }
 
 func (m *machine) putDrive(d drive) error {
-	if err := m.beforeStart(); err != nil {
+	if err := m.configure(); err != nil {
 		return err
 	}
 	if d.Socket != nil {
@@ -226,7 +253,7 @@ func (d *drive) complete() error {
 var macPattern = regexp.MustCompile(`^[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}$`)
 
 func (m *machine) putNIC(n nic) error {
-	if err := m.beforeStart(); err != nil {
+	if err := m.configure(); err != nil {
 		return err
 	}
 	if n.GuestMAC != nil && !macPattern.MatchString(*n.GuestMAC) {
@@ -251,13 +278,16 @@ func (m *machine) putNIC(n nic) error {
 	if err != nil {
 		return faultf("Network config error: Could not create the network device: Open tap device failed: %s", err)
 	}
-	m.taps[n.IfaceID] = tap
+	m.taps[n.IfaceID], m.macs[n.IfaceID] = tap, randomMAC()
+	if n.GuestMAC != nil {
+		m.macs[n.IfaceID] = *n.GuestMAC
+	}
 	m.nics = append(m.nics, n)
 	return nil
 }
 
 func (m *machine) putEntropy(e entropy) error {
-	if err := m.beforeStart(); err != nil {
+	if err := m.configure(); err != nil {
 		return err
 	}
 	m.entropy = &e
@@ -275,8 +305,15 @@ func (m *machine) start() error {
 	if err := m.shaper.apply(m.nics); err != nil {
 		return faultf("Start microvm error: set the network rate limits: %s", err)
 	}
-	g, err := startGuest(m)
+	memory, err := newMemory(int64(m.machine.MemSizeMiB) << 20)
 	if err != nil {
+		return faultf("Start microvm error: %s", err)
+	}
+	m.memory = memory
+	g, err := startGuest(m, nil)
+	if err != nil {
+		m.memory.close()
+		m.memory = nil
 		return faultf("Start microvm error: %s", err)
 	}
 	m.guest, m.state = g, running

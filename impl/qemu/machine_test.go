@@ -19,7 +19,7 @@ import (
 func TestUnsupportedCallsSaySo(t *testing.T) {
 	m := newLiveMachine(t)
 	for _, call := range [][2]string{
-		{"PUT", "/snapshot/create"}, {"PUT", "/snapshot/load"}, {"PUT", "/vsock"}, {"PUT", "/mmds"}, {"PATCH", "/mmds"},
+		{"PUT", "/vsock"}, {"PUT", "/mmds"}, {"PATCH", "/mmds"},
 		{"PUT", "/balloon"}, {"PATCH", "/balloon"}, {"PUT", "/cpu-config"}, {"PUT", "/serial"}, {"PUT", "/pmem/a"}, {"PUT", "/hotplug/memory"},
 	} {
 		m.refused(call[0], call[1], "{}", "firecracker-qemu has no "+call[0]+" ")

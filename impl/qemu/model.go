@@ -122,6 +122,39 @@ type vmState struct {
 	State string `json:"state" need:"yes"`
 }
 
+type snapshotCreate struct {
+	SnapshotType string `json:"snapshot_type"`
+	SnapshotPath string `json:"snapshot_path" need:"yes"`
+	MemFilePath  string `json:"mem_file_path" need:"yes"`
+}
+
+type snapshotLoad struct {
+	SnapshotPath        string            `json:"snapshot_path" need:"yes"`
+	MemFilePath         *string           `json:"mem_file_path"`
+	MemBackend          *memBackend       `json:"mem_backend"`
+	EnableDiffSnapshots bool              `json:"enable_diff_snapshots"`
+	TrackDirtyPages     bool              `json:"track_dirty_pages"`
+	ResumeVM            bool              `json:"resume_vm"`
+	NetworkOverrides    []networkOverride `json:"network_overrides"`
+	VsockOverride       *vsockOverride    `json:"vsock_override" lax:"yes"`
+	ClockRealtime       bool              `json:"clock_realtime"`
+}
+
+type memBackend struct {
+	BackendPath string `json:"backend_path" need:"yes"`
+	BackendType string `json:"backend_type" need:"yes"`
+}
+
+// networkOverride may hold unknown members, as Firecracker's may.
+type networkOverride struct {
+	IfaceID     *string `json:"iface_id"`
+	HostDevName *string `json:"host_dev_name"`
+}
+
+type vsockOverride struct {
+	UDSPath string `json:"uds_path"`
+}
+
 // fullConfig is the answer of GET /vm/config, and the content of --config-file.
 type fullConfig struct {
 	Balloon    *struct{}      `json:"balloon"`

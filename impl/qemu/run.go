@@ -2,9 +2,10 @@
 // per microVM that speaks Firecracker's HTTP API and command line and runs the guest on QEMU.
 //
 // It keeps Firecracker's states, statuses and error texts, opens files and TAPs when they are configured,
-// and ends when the guest does. It differs where emulation cannot follow: no snapshots, balloon, vsock,
-// MMDS, hot-plug and huge pages yet (400 with a clear fault_message), a powered-off guest ends the
-// process, and one-time bursts of rate limiters are not enforced.
+// and ends when the guest does. Snapshots have a state file of their own, so neither VMM loads the other's.
+// It differs where emulation cannot follow: no balloon, vsock, MMDS, hot-plug and huge pages (400 with a clear fault_message), a powered-off guest ends the
+// process, one-time bursts of rate limiters are not enforced, a Diff holds every change since boot or load,
+// and a load by Uffd takes all pages from the page server before it answers.
 package qemu
 
 import (
@@ -112,6 +113,9 @@ func (m *machine) failure() error {
 	defer m.mu.Unlock()
 	if m.code == exitOK {
 		return nil
+	}
+	if m.fatal != nil {
+		return m.fatal
 	}
 	return fmt.Errorf("qemu was ended (%s), not by its guest; it says: %s", m.guest.cmd.ProcessState, m.guest.stderr)
 }

@@ -138,8 +138,25 @@ func (m *machine) put(path string, rest []string, body []byte) error {
 	case "network-interfaces":
 		var n nic
 		return withID(rest, body, &n, &n.IfaceID, func() error { return m.putNIC(n) })
+	case "snapshot":
+		return m.putSnapshot(rest, body)
 	}
 	return unknown(http.MethodPut, path)
+}
+
+func (m *machine) putSnapshot(rest []string, body []byte) error {
+	if len(rest) == 0 {
+		return faultf("Missing snapshot operation type.")
+	}
+	switch rest[0] {
+	case "create":
+		var c snapshotCreate
+		return with(body, &c, func() error { return m.createSnapshot(c) })
+	case "load":
+		var l snapshotLoad
+		return with(body, &l, func() error { return m.loadSnapshot(l) })
+	}
+	return faultf("Invalid request method and/or path: PUT /snapshot/%s.", rest[0])
 }
 
 func (m *machine) patch(path string, rest []string, body []byte) error {
@@ -161,7 +178,7 @@ func (m *machine) patch(path string, rest []string, body []byte) error {
 }
 
 // unsupported are the calls of Firecracker that this stand-in knows and cannot serve.
-var unsupported = []string{"balloon", "cpu-config", "hotplug", "mmds", "pmem", "serial", "snapshot", "vsock"}
+var unsupported = []string{"balloon", "cpu-config", "hotplug", "mmds", "pmem", "serial", "vsock"}
 
 func unknown(method, path string) error {
 	for _, known := range unsupported {

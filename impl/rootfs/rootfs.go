@@ -1,44 +1,59 @@
-// Package rootfs gives each sandbox a root disk of its own: a copy of its template's that shares
-// blocks where the file system can, and is sparse everywhere.
+// Package rootfs keeps the templates' root disks and makes private, writable ones of them.
 //
-// Where blocks cannot be shared a copy costs a few hundred milliseconds, so a few are kept ready: a
-// create then takes one by a rename, and another is copied in the background.
+// A disk is a dm-snapshot over its template where the kernel has device-mapper: it costs nothing but what the
+// guest writes, and no time. Elsewhere it is a copy, which shares blocks where the file system can (xfs,
+// btrfs), and is sparse everywhere. Where blocks cannot be shared a copy costs a few hundred milliseconds, so a
+// few are kept ready: a create then takes one by a rename, and another is copied in the background.
+//
+// All that acts on a disk takes the directory that it lies in, a sandbox's or a snapshot's, and may be repeated
+// after a crash. A sandbox's disk is not synced, since it is worth nothing after a crash of the host: its
+// machine is gone too. A snapshot's is (Link, Sync).
 package rootfs
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
+
+	"wrenn/impl/devicemapper"
+	"wrenn/impl/internal/sparsefile"
 )
 
 // DefaultReady is how many copies of each used template are kept ready. Two cover a create that
 // follows another while its replacement is being copied; each costs the template's allocated size.
 const DefaultReady = 2
 
+// ErrNoSpace is returned when the file system of a disk is full.
+var ErrNoSpace = sparsefile.ErrNoSpace
+
 // Config is what a Store is made of.
 type Config struct {
 	// ImageDir is what `make image` built; templates are below its directory "templates".
 	ImageDir string
-	// ReadyDir keeps the copies made ahead; it must be on the file system of the sandboxes' disks, so
-	// that a rename can hand one out. Its content belongs to the Store.
-	ReadyDir string
-	// Ready is how many copies are kept per template; 0 keeps none.
+	// Dir is the Store's own, on the file system of the sandboxes' and snapshots' directories: the copies made
+	// ahead, which a rename hands out, and what is known of the templates' contents.
+	Dir string
+	// Mode is how new disks are made; empty takes dm-snapshots where they work and copies elsewhere.
+	Mode Mode
+	// Ready is how many copies are kept per template in copy mode; 0 keeps none.
 	Ready  int
 	Logger *slog.Logger
 }
 
-// Store hands out root disks.
+// Store makes, moves and removes root disks.
 type Store struct {
-	cfg    Config
-	ctx    context.Context
-	cancel context.CancelFunc
-	wg     sync.WaitGroup
+	cfg      Config
+	mode     Mode
+	readyDir string
+	hashes   *hashes
+	devices  *devicemapper.Manager // nil where there are none
+	ctx      context.Context
+	cancel   context.CancelFunc
+	wg       sync.WaitGroup
 
 	mu      sync.Mutex
 	filling map[string]bool
@@ -46,18 +61,29 @@ type Store struct {
 	closed  bool
 }
 
-// NewStore empties ReadyDir, whose copies of an earlier life are never trusted: they were not synced, so
-// after a crash of the host they may be torn.
+// NewStore finds out how disks are made here and says it in the log. It removes the copies that an earlier life
+// kept ready, which are never trusted: they were not synced, so after a crash of the host they may be torn.
 func NewStore(cfg Config) (*Store, error) {
-	if err := os.RemoveAll(cfg.ReadyDir); err != nil {
+	s := &Store{
+		cfg: cfg, readyDir: filepath.Join(cfg.Dir, "ready"), hashes: openHashes(filepath.Join(cfg.Dir, "hashes.json")),
+		filling: make(map[string]bool),
+	}
+	if err := os.RemoveAll(s.readyDir); err != nil {
 		return nil, fmt.Errorf("remove ready disks of an earlier life: %w", err)
 	}
-	if err := os.MkdirAll(cfg.ReadyDir, 0o700); err != nil {
+	if err := os.MkdirAll(s.readyDir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the directory of ready disks: %w", err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	return &Store{cfg: cfg, ctx: ctx, cancel: cancel, filling: make(map[string]bool)}, nil
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	if err := s.choose(); err != nil {
+		s.cancel()
+		return nil, err
+	}
+	return s, nil
 }
+
+// Mode is how new disks are made.
+func (s *Store) Mode() Mode { return s.mode }
 
 // Template is Load on the Store's image directory.
 func (s *Store) Template(name string) (Template, error) { return Load(s.cfg.ImageDir, name) }
@@ -65,111 +91,16 @@ func (s *Store) Template(name string) (Template, error) { return Load(s.cfg.Imag
 // Templates is List on the Store's image directory.
 func (s *Store) Templates() ([]string, error) { return List(s.cfg.ImageDir) }
 
-// Create puts a private, writable copy of the template's disk at path, which must not exist. It
-// returns ErrNoTemplate, or ErrNoSpace when the file system is full.
-func (s *Store) Create(ctx context.Context, template, path string) error {
-	t, err := s.Template(template)
-	if err != nil {
-		return err
-	}
-	defer s.Fill(t.Name)
-	if s.take(t, path) {
-		return nil
-	}
-	return Copy(ctx, t.path, path)
-}
-
-// Fill makes copies of the template in the background until Config.Ready are there.
-func (s *Store) Fill(template string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed || s.filling[template] || s.cfg.Ready == 0 {
-		return
-	}
-	s.filling[template] = true
-	s.wg.Go(func() {
-		err := s.fill(template)
-		if err != nil && s.ctx.Err() == nil {
-			s.cfg.Logger.Warn("cannot copy a disk ahead of need", "template", template, "error", err)
-		}
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		delete(s.filling, template)
-	})
-}
-
-// Close stops the background copies and removes the ready ones.
+// Close stops what runs in the background and removes the ready copies. Disks stay as they are.
 func (s *Store) Close() error {
 	s.mu.Lock()
 	s.closed = true
 	s.mu.Unlock()
 	s.cancel()
 	s.wg.Wait()
-	if err := os.RemoveAll(s.cfg.ReadyDir); err != nil {
-		return fmt.Errorf("remove ready disks: %w", err)
+	errs := []error{s.closeDevices()}
+	if err := os.RemoveAll(s.readyDir); err != nil {
+		errs = append(errs, fmt.Errorf("remove ready disks: %w", err))
 	}
-	return nil
-}
-
-func (s *Store) fill(template string) error {
-	for {
-		t, err := s.Template(template)
-		if err != nil {
-			return err
-		}
-		ready, err := s.ready(t)
-		if err != nil || len(ready) >= s.cfg.Ready {
-			return err
-		}
-		s.mu.Lock()
-		s.serial++
-		name := fmt.Sprintf("%s@%s@%d", t.Name, t.generation, s.serial)
-		s.mu.Unlock()
-		path := filepath.Join(s.cfg.ReadyDir, name)
-		if err := Copy(s.ctx, t.path, path+".part"); err != nil {
-			return err
-		}
-		if err := os.Rename(path+".part", path); err != nil {
-			return fmt.Errorf("file a ready disk: %w", err)
-		}
-	}
-}
-
-// ready lists the finished copies of the template's present generation and removes older ones.
-func (s *Store) ready(t Template) ([]string, error) {
-	entries, err := os.ReadDir(s.cfg.ReadyDir)
-	if err != nil {
-		return nil, fmt.Errorf("list ready disks: %w", err)
-	}
-	var paths []string
-	for _, e := range entries {
-		path := filepath.Join(s.cfg.ReadyDir, e.Name())
-		parts := strings.Split(e.Name(), "@")
-		switch {
-		case len(parts) != 3 || parts[0] != t.Name || strings.HasSuffix(e.Name(), ".part"):
-		case parts[1] == t.generation:
-			paths = append(paths, path)
-		default:
-			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return nil, fmt.Errorf("remove a disk of an older template: %w", err)
-			}
-		}
-	}
-	return paths, nil
-}
-
-// take moves a ready copy to path; false when there was none. Two takers of one copy cannot both win,
-// since the rename of the second finds nothing.
-func (s *Store) take(t Template, path string) bool {
-	paths, err := s.ready(t)
-	if err != nil {
-		s.cfg.Logger.Warn("cannot look for ready disks", "error", err)
-		return false
-	}
-	for _, ready := range paths {
-		if os.Rename(ready, path) == nil {
-			return true
-		}
-	}
-	return false
+	return errors.Join(errs...)
 }

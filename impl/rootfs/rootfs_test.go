@@ -2,7 +2,6 @@ package rootfs
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -16,9 +15,6 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
-	"golang.org/x/sys/unix"
-
-	"wrenn/impl/need"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -52,55 +48,19 @@ func newStore(t testing.TB, ready int) (*Store, string) {
 	sparseFile(t, filepath.Join(base, templateDisk), 0, 8<<20)
 	require.NoError(t, os.WriteFile(filepath.Join(base, templateMeta), []byte(`{"name":"base","vcpus":1,"memoryMib":512,"diskMib":16}`), 0o600))
 	s, err := NewStore(Config{
-		ImageDir: filepath.Join(dir, "image"), ReadyDir: filepath.Join(dir, "ready"), Ready: ready, Logger: slog.New(slog.DiscardHandler),
+		ImageDir: filepath.Join(dir, "image"), Dir: filepath.Join(dir, "disks"), Mode: ModeCopy, Ready: ready, Logger: slog.New(slog.DiscardHandler),
 	})
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, s.Close()) })
 	return s, dir
 }
 
-func TestS04_CopyKeepsHolesAndContent(t *testing.T) {
-	dir := t.TempDir()
-	for name, offsets := range map[string][]int64{
-		"empty": nil, "start": {0}, "end": {16<<20 - 64<<10}, "scattered": {0, 1 << 20, 5 << 20, 9<<20 + 4096},
-	} {
-		src, dst := filepath.Join(dir, name), filepath.Join(dir, name+"-copy")
-		sparseFile(t, src, offsets...)
-		require.NoError(t, Copy(t.Context(), src, dst))
-		want, err := os.ReadFile(src)
-		require.NoError(t, err)
-		got, err := os.ReadFile(dst)
-		require.NoError(t, err)
-		assert.True(t, bytes.Equal(want, got), name)
-		assert.LessOrEqual(t, allocated(t, dst), allocated(t, src)+64<<10, name)
-	}
-}
-
-func TestCopyThatFailsLeavesNothing(t *testing.T) {
-	dir := t.TempDir()
-	src := filepath.Join(dir, "src")
-	sparseFile(t, src, 0)
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	dst := filepath.Join(dir, "dst")
-	require.ErrorIs(t, Copy(ctx, src, dst), context.Canceled)
-	assert.NoFileExists(t, dst)
-	require.NoError(t, os.WriteFile(dst, []byte("mine"), 0o600))
-	require.Error(t, Copy(t.Context(), src, dst), "an existing file is not overwritten")
-	got, err := os.ReadFile(dst)
-	require.NoError(t, err)
-	assert.Equal(t, "mine", string(got))
-}
-
-func TestCopyToAFullDiskSaysSo(t *testing.T) {
-	need.Root(t)
-	src, small := filepath.Join(t.TempDir(), "src"), t.TempDir()
-	sparseFile(t, src, 0, 1<<20, 2<<20)
-	require.NoError(t, unix.Mount("tmpfs", small, "tmpfs", 0, "size=64k"))
-	t.Cleanup(func() { assert.NoError(t, unix.Unmount(small, 0)) })
-	dst := filepath.Join(small, "dst")
-	require.ErrorIs(t, Copy(t.Context(), src, dst), ErrNoSpace)
-	assert.NoFileExists(t, dst)
+// sandboxDir makes the directory of a sandbox.
+func sandboxDir(t testing.TB, dir, id string) string {
+	t.Helper()
+	path := filepath.Join(dir, id)
+	require.NoError(t, os.MkdirAll(path, 0o700))
+	return path
 }
 
 func TestV01_TemplateNamesAreChecked(t *testing.T) {
@@ -109,7 +69,7 @@ func TestV01_TemplateNamesAreChecked(t *testing.T) {
 	for _, name := range []string{"../x", "..", "%2e%2e", "a\x00", "/etc", "", string(bytes.Repeat([]byte("a"), 65))} {
 		_, err := s.Template(name)
 		require.ErrorContains(t, err, "invalid name", "%q", name)
-		require.Error(t, s.Create(t.Context(), name, filepath.Join(dir, "d")))
+		require.Error(t, s.Create(t.Context(), name, sandboxDir(t, dir, "d"), 0))
 	}
 	for _, name := range []string{"nosuch", "escape"} {
 		_, err := s.Template(name)
@@ -129,20 +89,20 @@ func TestReadyDisksAreHandedOutOnce(t *testing.T) {
 	s, dir := newStore(t, 3)
 	s.Fill("base")
 	full := func() bool {
-		entries, err := filepath.Glob(filepath.Join(dir, "ready", "base@*[0-9]"))
+		entries, err := filepath.Glob(filepath.Join(dir, "disks", "ready", "base@*[0-9]"))
 		require.NoError(t, err)
 		return len(entries) == 3
 	}
 	require.Eventually(t, full, 20*time.Second, 5*time.Millisecond)
 	var wg sync.WaitGroup
 	for i := range 8 {
-		wg.Go(func() { assert.NoError(t, s.Create(t.Context(), "base", filepath.Join(dir, fmt.Sprint("disk", i)))) })
+		wg.Go(func() { assert.NoError(t, s.Create(t.Context(), "base", sandboxDir(t, dir, fmt.Sprint("disk", i)), 0)) })
 	}
 	wg.Wait()
 	want, err := os.ReadFile(filepath.Join(dir, "image", "templates", "base", templateDisk))
 	require.NoError(t, err)
 	for i := range 8 {
-		got, err := os.ReadFile(filepath.Join(dir, fmt.Sprint("disk", i)))
+		got, err := os.ReadFile(filepath.Join(dir, fmt.Sprint("disk", i), DiskName))
 		require.NoError(t, err)
 		assert.True(t, bytes.Equal(want, got), "disk %d", i)
 	}
@@ -153,7 +113,7 @@ func TestARebuiltTemplateRetiresReadyDisks(t *testing.T) {
 	s, dir := newStore(t, 1)
 	s.Fill("base")
 	glob := func() []string {
-		found, err := filepath.Glob(filepath.Join(dir, "ready", "base@*[0-9]"))
+		found, err := filepath.Glob(filepath.Join(dir, "disks", "ready", "base@*[0-9]"))
 		require.NoError(t, err)
 		return found
 	}
@@ -162,10 +122,10 @@ func TestARebuiltTemplateRetiresReadyDisks(t *testing.T) {
 	disk := filepath.Join(dir, "image", "templates", "base", templateDisk)
 	require.NoError(t, os.Remove(disk))
 	sparseFile(t, disk, 4<<20)
-	require.NoError(t, s.Create(t.Context(), "base", filepath.Join(dir, "d")))
+	require.NoError(t, s.Create(t.Context(), "base", sandboxDir(t, dir, "d"), 0))
 	want, err := os.ReadFile(disk)
 	require.NoError(t, err)
-	got, err := os.ReadFile(filepath.Join(dir, "d"))
+	got, err := os.ReadFile(filepath.Join(dir, "d", DiskName))
 	require.NoError(t, err)
 	assert.True(t, bytes.Equal(want, got), "a disk of the old template was handed out")
 	assert.NoFileExists(t, old)
@@ -175,7 +135,7 @@ func TestDisksOfAnEarlierLifeAreNotTrusted(t *testing.T) {
 	s, dir := newStore(t, 1)
 	s.Fill("base")
 	glob := func() []string {
-		found, err := filepath.Glob(filepath.Join(dir, "ready", "base@*[0-9]"))
+		found, err := filepath.Glob(filepath.Join(dir, "disks", "ready", "base@*[0-9]"))
 		require.NoError(t, err)
 		return found
 	}
@@ -186,30 +146,5 @@ func TestDisksOfAnEarlierLifeAreNotTrusted(t *testing.T) {
 	require.NoError(t, err)
 	assert.Empty(t, glob())
 	require.NoError(t, next.Close())
-	assert.NoDirExists(t, filepath.Join(dir, "ready"))
-}
-
-// BenchmarkCreate compares a copy of 64 MiB made on demand with one that was ready.
-func BenchmarkCreate(b *testing.B) {
-	for _, ready := range []int{0, 2} {
-		b.Run(fmt.Sprintf("ready=%d", ready), func(b *testing.B) {
-			s, dir := newStore(b, ready)
-			disk := filepath.Join(dir, "image", "templates", "base", templateDisk)
-			require.NoError(b, os.WriteFile(disk, bytes.Repeat([]byte("noise"), 64<<20/5), 0o600))
-			path := filepath.Join(dir, "disk")
-			for b.Loop() {
-				b.StopTimer()
-				s.Fill("base")
-				require.Eventually(b, func() bool {
-					found, err := filepath.Glob(filepath.Join(dir, "ready", "base@*[0-9]"))
-					return err == nil && len(found) == ready
-				}, time.Minute, time.Millisecond)
-				b.StartTimer()
-				require.NoError(b, s.Create(b.Context(), "base", path))
-				b.StopTimer()
-				require.NoError(b, os.Remove(path))
-				b.StartTimer()
-			}
-		})
-	}
+	assert.NoDirExists(t, filepath.Join(dir, "disks", "ready"))
 }

@@ -13,8 +13,12 @@ import (
 	"wrenn/impl/safename"
 )
 
-// journalVersion is written into every journal; another version is not trusted.
-const journalVersion = 1
+// journalVersion is written into every journal. Version 1 knew no snapshots; its journals are those of
+// sandboxes that cannot be paused. A newer version is not touched: the agent refuses to start.
+const journalVersion = 2
+
+// errNewer says that a journal was written by an agent that came later.
+var errNewer = errors.New("the journal is of a newer agent")
 
 // journal is what a later life of the agent must know of a sandbox: written before the kernel is
 // touched (state creating), after it was (state running, with the machine's identity), and before it
@@ -25,22 +29,49 @@ type journal struct {
 	Machine     Identity          `json:"machine"`
 	AccessToken string            `json:"accessToken,omitempty"`
 	EnvVars     map[string]string `json:"envVars,omitempty"`
-	WrittenAt   time.Time         `json:"writtenAt"`
+	// Target is the ID of the snapshot that is being written, while the sandbox is pausing: once its
+	// directory holds that one, it is paused.
+	Target string `json:"target,omitempty"`
+	// Lineage is the ID of the snapshot that the machine was restored from.
+	Lineage string `json:"lineage,omitempty"`
+	// Legacy machines were started without what a snapshot needs.
+	Legacy    bool      `json:"legacy,omitempty"`
+	WrittenAt time.Time `json:"writtenAt"`
 }
 
-const (
-	journalName = "journal"
-	diskName    = "disk.ext4"
-)
+const journalName = "journal"
 
 func (m *Manager) dir(id string) string { return filepath.Join(m.cfg.Dir, id) }
 
 // writeJournal makes the sandbox's present state durable.
-func (m *Manager) writeJournal(s *owned) error {
-	j := journal{Version: journalVersion, Info: s.info(), AccessToken: s.token, EnvVars: s.env, WrittenAt: time.Now()}
+func (m *Manager) writeJournal(s *owned) error { return m.write(s.journal()) }
+
+// writeJournalOf is writeJournal for a sandbox that is being written into the snapshot target.
+func (m *Manager) writeJournalOf(s *owned, target string) error {
+	j := s.journal()
+	j.Target = target
+	return m.write(j)
+}
+
+// writeJournalAs is writeJournal for a sandbox that is to be in another state once this is durable.
+func (m *Manager) writeJournalAs(s *owned, next State) error {
+	j := s.journal()
+	j.Info.State = next
+	return m.write(j)
+}
+
+func (s *owned) journal() journal {
+	j := journal{
+		Version: journalVersion, Info: s.info(), AccessToken: s.token, EnvVars: s.env, Lineage: s.lineage,
+		Legacy: s.legacy, WrittenAt: time.Now(),
+	}
 	if s.machine != nil {
 		j.Machine = s.machine.Identity()
 	}
+	return j
+}
+
+func (m *Manager) write(j journal) error {
 	data, err := json.MarshalIndent(j, "", "\t")
 	if err != nil {
 		return fmt.Errorf("encode journal of %s: %w", j.Info.ID, err)
@@ -77,6 +108,9 @@ func (m *Manager) readJournals() (map[string]*journal, error) {
 			continue
 		}
 		j, err := readJournal(filepath.Join(m.cfg.Dir, e.Name(), journalName), e.Name())
+		if errors.Is(err, errNewer) {
+			return nil, err
+		}
 		if err != nil {
 			m.cfg.Logger.Warn("sandbox has no usable journal and will be undone", "sandbox", e.Name(), "error", err)
 		}
@@ -97,9 +131,13 @@ func readJournal(path, id string) (*journal, error) {
 	if err := json.Unmarshal(data, &j); err != nil {
 		return nil, fmt.Errorf("decode %s: %w", path, err)
 	}
-	if j.Version != journalVersion {
-		return nil, fmt.Errorf("%s has version %d, this agent knows %d", path, j.Version, journalVersion)
+	if j.Version > journalVersion {
+		return nil, fmt.Errorf("%w: %s has version %d, this agent knows %d", errNewer, path, j.Version, journalVersion)
 	}
+	if j.Version < 1 {
+		return nil, fmt.Errorf("%s has version %d", path, j.Version)
+	}
+	j.Legacy = j.Legacy || j.Version == 1
 	if j.Info.ID != id {
 		return nil, fmt.Errorf("%s belongs to sandbox %q", path, j.Info.ID)
 	}

@@ -7,9 +7,12 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
+
+	"wrenn/impl/snapshot"
 )
 
 // Defaults and bounds of a Manager.
@@ -26,13 +29,19 @@ const (
 	vmmOverheadMiB = 128
 )
 
-// Config is what a Manager is made of. All fields but BootTimeout, MemoryMiB and Limits are required.
+// Config is what a Manager is made of. All fields but SnapshotDir, BootTimeout, MemoryMiB, Limits and OnEnd
+// are required.
 type Config struct {
 	// Dir holds a directory per sandbox and must be on a local disk; it is made when missing.
-	Dir     string
+	Dir string
+	// SnapshotDir holds a directory per named snapshot and must be on Dir's file system; empty means the
+	// directory "snapshots" beside Dir.
+	SnapshotDir string
+
 	Logger  *slog.Logger
 	Network Network
 	Disk    Disk
+	Memory  Memory
 	VMM     VMM
 	Guest   Guest
 	// BootTimeout bounds a create; 0 means DefaultBootTimeout.
@@ -41,8 +50,8 @@ type Config struct {
 	MemoryMiB int
 	// Limits are those of sandboxes that ask for none, and the most that one can ask for.
 	Limits Limits
-	// OnEnd is called when a sandbox's address is about to become invalid (destroy, failure), before
-	// its VMM is killed. Nil is allowed.
+	// OnEnd is called when a sandbox's connections are to end (destroy, failure, pause, snapshot), before its
+	// machine is stopped or killed and after Get has begun to say so. Nil is allowed.
 	OnEnd func(id string)
 }
 
@@ -52,8 +61,11 @@ type Manager struct {
 
 	mu        sync.Mutex
 	sandboxes map[string]*owned
-	closed    bool
-	wg        sync.WaitGroup
+	naming    map[string]bool // names of snapshots that are being written
+	// goneSerial numbers the snapshots that are being removed.
+	goneSerial int
+	closed     bool
+	wg         sync.WaitGroup
 }
 
 // NewManager makes the sandboxes' directory and returns a Manager that knows no sandbox yet; call
@@ -65,10 +77,15 @@ func NewManager(cfg Config) (*Manager, error) {
 	if cfg.OnEnd == nil {
 		cfg.OnEnd = func(string) {}
 	}
-	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make the sandboxes' directory: %w", err)
+	if cfg.SnapshotDir == "" {
+		cfg.SnapshotDir = filepath.Join(filepath.Dir(cfg.Dir), "snapshots")
 	}
-	return &Manager{cfg: cfg, sandboxes: make(map[string]*owned)}, nil
+	for _, dir := range []string{cfg.Dir, filepath.Join(cfg.SnapshotDir, namedNew), filepath.Join(cfg.SnapshotDir, namedGone)} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("make the directory of sandboxes or snapshots: %w", err)
+		}
+	}
+	return &Manager{cfg: cfg, sandboxes: make(map[string]*owned), naming: make(map[string]bool)}, nil
 }
 
 // Create makes a sandbox and returns when the daemon in its guest answers. When it fails, or ctx ends
@@ -80,7 +97,7 @@ func (m *Manager) Create(ctx context.Context, req CreateRequest) (Info, error) {
 	if ctx.Err() != nil {
 		return Info{}, context.Cause(ctx) // AfterFunc's goroutine might come after a quick create
 	}
-	tmpl, err := m.cfg.Disk.Template(req.Template)
+	tmpl, err := m.originOf(req)
 	if err != nil {
 		return Info{}, err
 	}
@@ -106,6 +123,32 @@ func (m *Manager) Create(ctx context.Context, req CreateRequest) (Info, error) {
 	return s.info(), nil
 }
 
+// originOf is what the sandbox starts from: the template, or what a snapshot says of its machine.
+func (m *Manager) originOf(req CreateRequest) (Template, error) {
+	if req.Snapshot == "" {
+		tmpl, err := m.cfg.Disk.Template(req.Template)
+		if err == nil && req.DiskMiB != 0 && req.DiskMiB < tmpl.DiskMiB {
+			err = fmt.Errorf("%w: disk of %d MiB must be at least the template's %d", ErrInvalid, req.DiskMiB, tmpl.DiskMiB)
+		}
+		return tmpl, err
+	}
+	manifest, err := m.readNamed(req.Snapshot)
+	if err != nil {
+		return Template{}, err
+	}
+	for _, f := range []struct {
+		field       string
+		asked, have int
+	}{
+		{"vcpus", req.VCPUs, manifest.VCPUs}, {"memory", req.MemoryMiB, manifest.MemoryMiB}, {"disk", req.DiskMiB, manifest.DiskMiB},
+	} {
+		if f.asked != 0 && f.asked != f.have {
+			return Template{}, fmt.Errorf("%w: %s %d is not that of snapshot %s, %d", ErrInvalid, f.field, f.asked, req.Snapshot, f.have)
+		}
+	}
+	return Template{Name: manifest.Template, VCPUs: manifest.VCPUs, MemoryMiB: manifest.MemoryMiB, DiskMiB: manifest.DiskMiB}, nil
+}
+
 // admit enters s in the table, and starts its owner, if its id is new and the host has the memory for it.
 func (m *Manager) admit(s *owned) (*owned, error) {
 	m.mu.Lock()
@@ -117,19 +160,50 @@ func (m *Manager) admit(s *owned) (*owned, error) {
 	if _, ok := m.sandboxes[id]; ok {
 		return nil, fmt.Errorf("%w: %s", ErrExists, id)
 	}
-	if m.cfg.MemoryMiB > 0 {
-		used := 0
-		for _, o := range m.sandboxes {
-			used += o.memoryCost()
+	if name := s.now.Snapshot; name != "" { // from here on it counts as a user, and so keeps the snapshot there
+		if _, err := os.Lstat(m.namedDir(name)); err != nil {
+			return nil, fmt.Errorf("%w: %s", ErrNoSnapshot, name)
 		}
-		if left := m.cfg.MemoryMiB - used; s.memoryCost() > left {
-			return nil, fmt.Errorf("%w: a guest of %d MiB costs %d MiB with its VMM, and %d of %d MiB are left on this host",
-				ErrNoMemory, s.now.MemoryMiB, s.memoryCost(), max(left, 0), m.cfg.MemoryMiB)
-		}
+	}
+	if err := m.checkMemory(s); err != nil {
+		return nil, err
 	}
 	m.sandboxes[id] = s
 	m.wg.Go(func() { m.own(s, true) })
 	return s, nil
+}
+
+// readmit is admit for a paused sandbox that comes back.
+func (m *Manager) readmit(s *owned) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return ErrClosed
+	}
+	if err := m.checkMemory(s); err != nil {
+		return err
+	}
+	s.become(Resuming)
+	return nil
+}
+
+// checkMemory says whether the host has the memory for s beside all others. It is called with mu held.
+func (m *Manager) checkMemory(s *owned) error {
+	if m.cfg.MemoryMiB == 0 {
+		return nil
+	}
+	used := 0
+	for _, o := range m.sandboxes {
+		if o != s {
+			used += o.memoryCost()
+		}
+	}
+	cost := s.now.MemoryMiB + vmmOverheadMiB
+	if left := m.cfg.MemoryMiB - used; cost > left {
+		return fmt.Errorf("%w: a guest of %d MiB costs %d MiB with its VMM, and %d of %d MiB are left on this host",
+			ErrNoMemory, s.now.MemoryMiB, cost, max(left, 0), m.cfg.MemoryMiB)
+	}
+	return nil
 }
 
 // Get returns the sandbox with that id, or ErrNotFound.
@@ -177,6 +251,15 @@ func (m *Manager) SetDeadline(ctx context.Context, id string, timeout time.Durat
 		return time.Time{}, err
 	}
 	return s.setDeadline(ctx, timeout, extendOnly)
+}
+
+// DiskUsed is how many bytes a sandbox's disk, memory and snapshot take on the host: allocated blocks, each
+// file once.
+func (m *Manager) DiskUsed(id string) (int64, error) {
+	if _, err := m.find(id); err != nil {
+		return 0, err
+	}
+	return snapshot.Size(m.dir(id))
 }
 
 // Console returns at most limit of the last bytes that the guest printed on its console.

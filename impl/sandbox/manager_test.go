@@ -23,7 +23,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func config(t *testing.T, h *sandboxtest.Host) sandbox.Config {
 	return sandbox.Config{
 		Dir: filepath.Join(t.TempDir(), "sandboxes"), Logger: slog.New(slog.DiscardHandler),
-		Network: h.Network(), Disk: h.Disk(), VMM: h.VMM(), Guest: h.Guest(), MemoryMiB: 4096,
+		Network: h.Network(), Disk: h.Disk(), Memory: h.Memory(), VMM: h.VMM(), Guest: h.Guest(), MemoryMiB: 4096,
 	}
 }
 
@@ -45,6 +45,18 @@ func TestA07_LifecycleInMemory(t *testing.T) {
 			Config: config(t, h), Template: "base", Restart: h.Restart, Patience: 10 * time.Second,
 			Crash:  func(t *testing.T, id string) { require.True(t, h.Crash(id)) },
 			Census: func(*testing.T) []string { return h.Census() },
+			Write:  func(t *testing.T, id, key, value string) { require.NoError(t, h.Write(id, key, value)) },
+			Read: func(t *testing.T, id, key string) (string, string) {
+				inMemory, onDisk, err := h.Read(id, key)
+				require.NoError(t, err)
+				return inMemory, onDisk
+			},
+			Self: func(t *testing.T, id string) sandboxtest.Self {
+				self, err := h.Self(id)
+				require.NoError(t, err)
+				return self
+			},
+			Check: func(t *testing.T) { assert.Empty(t, h.Broken()) },
 		}
 	})
 }
@@ -281,7 +293,7 @@ func abandon(t *testing.T, cfg sandbox.Config, h *sandboxtest.Host) {
 	m, err := sandbox.NewManager(original)
 	require.NoError(t, err)
 	go func() { _, _ = m.Create(context.Background(), request("a")) }()
-	require.Eventually(t, func() bool { return len(h.Census()) == 3 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return len(h.Census()) == 4 }, 10*time.Second, time.Millisecond)
 	require.NoError(t, os.CopyFS(cfg.Dir, os.DirFS(original.Dir)))
 	h.Fail("vmm.kill", errors.New("killed here"))
 	h.Fail("network.remove", errors.New("killed here"))

@@ -30,6 +30,10 @@ var (
 	ErrNoDisk     = errors.New("not enough disk space")
 	ErrNoVMM      = errors.New("the VMM cannot run")
 	ErrClosed     = errors.New("the agent is stopping")
+
+	ErrNoSnapshot     = errors.New("no such snapshot")
+	ErrSnapshotExists = errors.New("snapshot exists already")
+	ErrSnapshotUsed   = errors.New("snapshot is in use")
 )
 
 // BootPath is how a sandbox came up.
@@ -42,7 +46,7 @@ const (
 	Warm     BootPath = "warm"
 )
 
-// Stage is the time that one named part of a create took.
+// Stage is the time that one named part of a create, a pause, a resume or a snapshot took.
 type Stage struct {
 	Name     string        `json:"name"`
 	Duration time.Duration `json:"duration"`
@@ -65,6 +69,31 @@ type CreateRequest struct {
 	AllowOut, DenyOut []string
 	// Limits of 0 are the host's.
 	Limits Limits
+	// DiskMiB is at least the template's; 0 takes the template's.
+	DiskMiB int
+	// Snapshot is the name of one to start from in place of a template. VCPUs, MemoryMiB and DiskMiB are
+	// then the snapshot's, and 0 here or the same.
+	Snapshot  string
+	Lifecycle Lifecycle
+}
+
+// Lifecycle says what becomes of a sandbox at its deadline, and how it comes back.
+type Lifecycle struct {
+	// PauseOnTimeout pauses it at the deadline instead of destroying it; PauseFilesOnly makes that a pause
+	// of the disk alone.
+	PauseOnTimeout bool `json:"pauseOnTimeout,omitempty"`
+	PauseFilesOnly bool `json:"pauseFilesOnly,omitempty"`
+	// ResumeOnTraffic is kept for the control plane, which sees the traffic.
+	ResumeOnTraffic bool `json:"resumeOnTraffic,omitempty"`
+}
+
+// Outcome is what a pause or a resume came to.
+type Outcome struct {
+	Info Info
+	// Resumed is false where the sandbox ran already and only got a deadline.
+	Resumed bool
+	// Phases are the act's parts in order.
+	Phases []Stage
 }
 
 func (r CreateRequest) rules() egress.Rules {
@@ -91,7 +120,13 @@ type Info struct {
 	// Network is what it may reach, as its caller has written it.
 	Network egress.Rules `json:"network"`
 	// Limits are those in force.
-	Limits Limits `json:"limits,omitzero"`
+	Limits    Limits    `json:"limits,omitzero"`
+	Lifecycle Lifecycle `json:"lifecycle,omitzero"`
+	// Generation counts the pauses: it is that of the snapshot that the sandbox was last paused into.
+	Generation uint64 `json:"generation,omitempty"`
+	// Snapshot is the named one that it was created from.
+	Snapshot string    `json:"snapshot,omitempty"`
+	PausedAt time.Time `json:"pausedAt,omitzero"`
 }
 
 func (i Info) clone() Info {

@@ -4,7 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path/filepath"
+	"time"
 
 	"wrenn/impl/step"
 )
@@ -12,12 +12,14 @@ import (
 // end takes a sandbox down to nothing and forgets it. When something could not be removed, the
 // sandbox stays in the table as destroying and end may be repeated.
 func (m *Manager) end(s *owned) error {
+	s.stopMerge()
 	s.become(Destroying)
 	ctx, cancel := context.WithTimeout(context.Background(), teardownTimeout)
 	defer cancel()
 	m.cfg.OnEnd(s.now.ID)
 	if err := m.teardown(ctx, s); err != nil {
 		m.cfg.Logger.Error("sandbox is not wholly gone", "sandbox", s.now.ID, "error", err)
+		s.retry()
 		return err
 	}
 	s.become(Gone)
@@ -41,7 +43,8 @@ func (m *Manager) teardownSteps(s *owned) []step.Step {
 	return []step.Step{
 		{Name: "intent", Do: func(context.Context) error { return m.intendEnd(s) }},
 		{Name: "vmm", Do: func(ctx context.Context) error { return s.kill(ctx) }},
-		{Name: "disk", Do: func(context.Context) error { return m.removeDisk(s) }},
+		{Name: "memory", Do: func(ctx context.Context) error { return m.releaseMemory(ctx, s) }},
+		{Name: "disk", Do: func(ctx context.Context) error { return m.releaseDisk(ctx, s) }},
 		{Name: "network", Do: func(ctx context.Context) error { return m.releaseNetwork(ctx, s) }},
 	}
 }
@@ -78,20 +81,29 @@ func (s *owned) kill(ctx context.Context) error {
 	return nil
 }
 
-func (m *Manager) diskPath(s *owned) string { return filepath.Join(m.dir(s.now.ID), diskName) }
+func (m *Manager) diskSpec(s *owned) DiskSpec {
+	return DiskSpec{ID: s.now.ID, Dir: m.dir(s.now.ID), Template: s.now.Template, SizeMiB: s.now.DiskMiB}
+}
 
-func (m *Manager) removeDisk(s *owned) error {
+func (m *Manager) releaseDisk(ctx context.Context, s *owned) error {
 	if !s.hasDisk {
 		return nil
 	}
 	if s.machine != nil {
-		return fmt.Errorf("the machine still holds the disk %s", m.diskPath(s))
+		return fmt.Errorf("the machine still holds the disk of %s", s.now.ID)
 	}
-	if err := os.Remove(m.diskPath(s)); err != nil && !os.IsNotExist(err) {
-		return fmt.Errorf("remove disk: %w", err)
+	if err := m.cfg.Disk.Release(ctx, m.diskSpec(s)); err != nil {
+		return err
 	}
 	s.hasDisk = false
 	return nil
+}
+
+func (m *Manager) releaseMemory(ctx context.Context, s *owned) error {
+	if s.machine != nil {
+		return fmt.Errorf("the machine still holds the memory of %s", s.now.ID)
+	}
+	return m.cfg.Memory.Release(ctx, s.now.ID, m.dir(s.now.ID))
 }
 
 // releaseNetwork removes the network and gives the slot back, once: a second time the slot might be
@@ -112,12 +124,15 @@ func (m *Manager) releaseNetwork(ctx context.Context, s *owned) error {
 	return nil
 }
 
-// fail records that the machine ended by itself and releases what the sandbox held. The sandbox stays
-// listed, with its reason and its console, until it is destroyed or its deadline comes.
+// fail records that the machine ended by itself, or cannot go on, and releases what the sandbox held. The
+// sandbox stays listed, with its reason and its console, until it is destroyed or its deadline comes. A
+// snapshot that it was once resumed from stays in its directory until then, and is never gone back to: the
+// sandbox has moved on since.
 func (m *Manager) fail(s *owned, reason string) {
 	s.become(Failed)
 	s.update(func(i *Info) { i.Failure = reason })
-	m.cfg.Logger.Warn("the VMM of a sandbox ended by itself", "sandbox", s.now.ID, "reason", reason)
+	s.stopped, s.frozen, s.retryAt = false, false, time.Time{}
+	m.cfg.Logger.Warn("a sandbox has failed", "sandbox", s.now.ID, "reason", reason)
 	m.cfg.OnEnd(s.now.ID)
 	ctx, cancel := context.WithTimeout(context.Background(), teardownTimeout)
 	defer cancel()

@@ -16,6 +16,8 @@ const (
 	MinMemoryMiB = 128
 	// MaxMemoryMiB is a choice: no sandbox should take a whole host.
 	MaxMemoryMiB = 65536
+	// MaxDiskMiB is a choice: 1 TiB.
+	MaxDiskMiB = 1 << 20
 	// MinTimeout and MaxTimeout bound a sandbox's life from now; both are choices.
 	MinTimeout = time.Second
 	MaxTimeout = 30 * 24 * time.Hour
@@ -29,8 +31,8 @@ func (r CreateRequest) validate() error {
 	if err := validateID(r.ID); err != nil {
 		return err
 	}
-	if err := safename.Check("template", r.Template); err != nil {
-		return invalid(err)
+	if err := r.validateOrigin(); err != nil {
+		return err
 	}
 	if r.VCPUs < 0 || r.VCPUs > MaxVCPUs {
 		return fmt.Errorf("%w: vcpus %d must be 1 to %d", ErrInvalid, r.VCPUs, MaxVCPUs)
@@ -45,6 +47,27 @@ func (r CreateRequest) validate() error {
 		return err
 	}
 	return validatePairs("envVars", r.EnvVars)
+}
+
+// validateOrigin checks what the sandbox starts from: a template or a snapshot.
+func (r CreateRequest) validateOrigin() error {
+	if r.Snapshot != "" {
+		return validateSnapshotName(r.Snapshot)
+	}
+	if err := safename.Check("template", r.Template); err != nil {
+		return invalid(err)
+	}
+	if r.DiskMiB < 0 || r.DiskMiB > MaxDiskMiB {
+		return fmt.Errorf("%w: disk of %d MiB must be at most %d", ErrInvalid, r.DiskMiB, MaxDiskMiB)
+	}
+	return nil
+}
+
+func validateSnapshotName(name string) error {
+	if err := safename.Check("snapshot", name); err != nil {
+		return invalid(err)
+	}
+	return nil
 }
 
 func validateID(id string) error {

@@ -5,6 +5,7 @@ package step
 import (
 	"fmt"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -21,6 +22,8 @@ import (
 //	kill   the process ends by SIGKILL
 //	stop   the process is stopped by SIGSTOP, until somebody continues it
 //	error  the step fails, after it was done where MOMENT is after
+//	abandon  the goroutine that performs the act ends, and nothing of it is undone: what a kill is for a test
+//	         whose kernel is in its own memory
 //
 // Each moment that comes, and each fault, is written to the file of the same name with FaultTrace behind it.
 const FaultEnv = "WRENN_FAULT"
@@ -61,6 +64,8 @@ func fault(act, name string, m moment) error {
 		select {}
 	case "stop":
 		return syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+	case "abandon":
+		runtime.Goexit()
 	case "error":
 		return fmt.Errorf("injected fault %s %s", m, name)
 	}

@@ -18,7 +18,7 @@ type Query struct {
 	Metadata map[string]string
 	// StartedFrom is the earliest start, inclusive.
 	StartedFrom time.Time
-	// LiveAt leaves out running sandboxes whose end lies at or before it.
+	// LiveAt leaves out running sandboxes whose end lies at or before it, unless they are paused at their end.
 	LiveAt time.Time
 	// Ascending orders by start from the oldest; else from the newest. Ties are ordered by id.
 	Ascending bool
@@ -82,7 +82,7 @@ func (q Query) sql() (text string, args []any) {
 		conditions = append(conditions, "started_at >= "+arg(q.StartedFrom.UnixNano()))
 	}
 	if !q.LiveAt.IsZero() {
-		conditions = append(conditions, "(state <> "+arg(string(Running))+" OR end_at > "+arg(q.LiveAt.UnixNano())+")")
+		conditions = append(conditions, "(state <> "+arg(string(Running))+" OR on_timeout = 'pause' OR end_at > "+arg(q.LiveAt.UnixNano())+")")
 	}
 	order, direction := "<", "DESC"
 	if q.Ascending {

@@ -30,8 +30,15 @@ type Sandbox struct {
 	// CreatedAt is when the row was made, StartedAt when the guest was up (before that, CreatedAt), EndAt
 	// when the sandbox's time is over. Kept to the nanosecond, UTC.
 	CreatedAt, StartedAt, EndAt time.Time
-	// OnTimeout is "kill" or "pause".
-	OnTimeout string
+	// OnTimeout is "kill" or "pause". PauseFilesOnly says that such a pause keeps files alone.
+	OnTimeout      string
+	PauseFilesOnly bool
+	// AutoResume says that traffic resumes it.
+	AutoResume bool
+	// Timeout is the life that it was created with, 0 where that is not known.
+	Timeout time.Duration
+	// FilesOnly says that the pause it is in has kept files alone.
+	FilesOnly bool
 	// AllowInternet, AllowOut and DenyOut are what it may reach.
 	AllowInternet      bool
 	AllowOut, DenyOut  []string
@@ -43,7 +50,7 @@ type Sandbox struct {
 }
 
 const columns = `id, template, agent, state, metadata, created_at, started_at, end_at, on_timeout, allow_internet,
-	vcpus, memory_mib, disk_mib, envd_version, version, network`
+	vcpus, memory_mib, disk_mib, envd_version, version, network, pause_files_only, auto_resume, timeout, files_only`
 
 // network is how the column of that name is written.
 type network struct {
@@ -65,6 +72,7 @@ func (sb Sandbox) values() ([]any, error) {
 		sb.ID, sb.Template, sb.Agent, string(sb.State), string(metadata),
 		sb.CreatedAt.UnixNano(), sb.StartedAt.UnixNano(), sb.EndAt.UnixNano(), sb.OnTimeout, sb.AllowInternet,
 		int64(sb.VCPUs), int64(sb.MemoryMiB), int64(sb.DiskMiB), sb.EnvdVersion, sb.Version, string(lists),
+		sb.PauseFilesOnly, sb.AutoResume, int64(sb.Timeout), sb.FilesOnly,
 	}, nil
 }
 
@@ -73,7 +81,8 @@ func scan(row interface{ Scan(...any) error }) (Sandbox, error) {
 	var metadata, lists string
 	var created, started, end int64
 	err := row.Scan(&sb.ID, &sb.Template, &sb.Agent, &sb.State, &metadata, &created, &started, &end, &sb.OnTimeout,
-		&sb.AllowInternet, &sb.VCPUs, &sb.MemoryMiB, &sb.DiskMiB, &sb.EnvdVersion, &sb.Version, &lists)
+		&sb.AllowInternet, &sb.VCPUs, &sb.MemoryMiB, &sb.DiskMiB, &sb.EnvdVersion, &sb.Version, &lists,
+		&sb.PauseFilesOnly, &sb.AutoResume, &sb.Timeout, &sb.FilesOnly)
 	if err != nil {
 		return Sandbox{}, err
 	}
@@ -97,7 +106,7 @@ func (s *Store) Insert(ctx context.Context, sb Sandbox) error {
 		return err
 	}
 	res, err := s.write.ExecContext(ctx, `INSERT INTO sandboxes (`+columns+`)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) ON CONFLICT (id) DO NOTHING`, values...)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20) ON CONFLICT (id) DO NOTHING`, values...)
 	return changed(res, err, "insert", sb.ID, ErrExists)
 }
 
@@ -146,7 +155,8 @@ func (s *Store) update(ctx context.Context, sb Sandbox) error {
 	}
 	res, err := s.write.ExecContext(ctx, `UPDATE sandboxes SET template = $2, agent = $3, state = $4, metadata = $5,
 		created_at = $6, started_at = $7, end_at = $8, on_timeout = $9, allow_internet = $10, vcpus = $11,
-		memory_mib = $12, disk_mib = $13, envd_version = $14, version = $15 + 1, network = $16 WHERE id = $1 AND version = $15`, values...)
+		memory_mib = $12, disk_mib = $13, envd_version = $14, version = $15 + 1, network = $16,
+		pause_files_only = $17, auto_resume = $18, timeout = $19, files_only = $20 WHERE id = $1 AND version = $15`, values...)
 	return changed(res, err, "update", sb.ID, ErrConflict)
 }
 

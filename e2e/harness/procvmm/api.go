@@ -89,6 +89,10 @@ func (m *machine) routes() http.Handler {
 	}) error {
 		return m.setState(b.State)
 	})
+	// A guest of processes has neither memory of its own nor devices whose state could be saved.
+	mux.HandleFunc("PUT /snapshot/", func(w http.ResponseWriter, r *http.Request) {
+		refuse(w, fmt.Errorf("The requested operation is not supported: procvmm has no %s %s.", r.Method, r.URL.Path)) //nolint:staticcheck // its words
+	})
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		refuse(w, fmt.Errorf("Invalid request method and/or path: %s %s.", r.Method, r.URL.Path)) //nolint:staticcheck // its words
 	})

@@ -1,6 +1,9 @@
 package main
 
 import (
+	"net/http"
+	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
 
@@ -39,6 +42,15 @@ func TestNoLimitNeverWaits(t *testing.T) {
 		"none": nil, "no bucket": {}, "no size": {Bandwidth: &tokenBucket{RefillTime: 100}}, "no time": {Bandwidth: &tokenBucket{Size: 1}},
 	} {
 		assert.Zero(t, newBucket(l, time.Now()).take(1<<40, time.Now()), name)
+	}
+}
+
+func TestSnapshotsAreRefused(t *testing.T) {
+	for _, path := range []string{"/snapshot/create", "/snapshot/load"} {
+		w := httptest.NewRecorder()
+		(&machine{}).routes().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodPut, path, strings.NewReader("{}")))
+		assert.Equal(t, http.StatusBadRequest, w.Code)
+		assert.JSONEq(t, `{"fault_message":"The requested operation is not supported: procvmm has no PUT `+path+`."}`, w.Body.String())
 	}
 }
 

@@ -29,7 +29,7 @@ func main() {
 	defer stop()
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	err := envd.Run(ctx, envd.Config{
-		Addr: net.JoinHostPort(*addr, strconv.Itoa(*port)), Guest: *guest,
+		Addr: net.JoinHostPort(*addr, strconv.Itoa(*port)), Guest: *guest, Cgroups: envd.CgroupsOf(*guest),
 		InitSeconds: os.Getenv("WRENN_INIT_SECONDS"), Log: log,
 	})
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"wrenn/impl/agent"
+	"wrenn/impl/uffd"
 )
 
 func main() {
@@ -28,6 +29,8 @@ func main() {
 	cmd.Flags().StringVar(&cfg.Dir, "dir", agent.DefaultDir, "where sandboxes, their disks and the agent's records are kept")
 	cmd.Flags().BoolVar(&cfg.DestroyAtExit, "destroy-at-exit", false, "end all sandboxes when the agent is told to stop")
 	cfg.Flags(cmd.Flags())
+	cmd.CompletionOptions.DisableDefaultCmd = true
+	cmd.AddCommand(uffd.Command())
 	if err := cmd.Execute(); err != nil {
 		fmt.Fprintln(os.Stderr, "wrenn-agent:", err)
 		os.Exit(1)

@@ -12,6 +12,7 @@ import (
 	"go.uber.org/goleak"
 
 	"wrenn/impl/envd/account"
+	"wrenn/impl/envd/freezer"
 )
 
 // deadline is far beyond what anything here takes on an idle machine.
@@ -21,7 +22,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func newTable(t *testing.T, patience time.Duration) *Table {
 	t.Helper()
-	tab := NewTable(slog.New(slog.DiscardHandler), patience, false)
+	tab := NewTable(slog.New(slog.DiscardHandler), patience, false, &freezer.Freezer{})
 	t.Cleanup(func() { tab.Close(deadline) })
 	return tab
 }

@@ -60,7 +60,7 @@ type Process struct {
 
 // start runs spec. Its reader is subscribed before the first byte can be read. The parent's ends of
 // pipes and terminal are closed on error.
-func start(spec Spec, patience time.Duration, oom *oomScore) (*Process, *Subscription, error) {
+func start(spec Spec, patience time.Duration, oom *oomScore, group Group) (*Process, *Subscription, error) {
 	path, err := lookPath(spec)
 	if err != nil {
 		return nil, nil, err
@@ -70,6 +70,7 @@ func start(spec Spec, patience time.Duration, oom *oomScore) (*Process, *Subscri
 		Path: path, Args: append([]string{spec.Cmd}, spec.Args...), Env: spec.Env, Dir: spec.Dir,
 		SysProcAttr: &syscall.SysProcAttr{Setsid: true},
 	}
+	group.Join(p.cmd.SysProcAttr)
 	if os.Geteuid() == 0 {
 		p.cmd.SysProcAttr.Credential = &syscall.Credential{Uid: spec.User.UID, Gid: spec.User.GID, Groups: spec.User.Groups}
 	} else if int(spec.User.UID) != os.Geteuid() {

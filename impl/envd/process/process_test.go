@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"wrenn/impl/envd/account"
+	"wrenn/impl/envd/freezer"
 	"wrenn/impl/need"
 )
 
@@ -280,7 +281,7 @@ func TestNothingIsLeftOpen(t *testing.T) {
 }
 
 func TestCloseEndsEverything(t *testing.T) {
-	tab := NewTable(newTable(t, 0).log, 0, false)
+	tab := NewTable(newTable(t, 0).log, 0, false, &freezer.Freezer{})
 	p, sub, err := tab.Start(shell(t, "trap '' TERM; sleep 300; sleep 300"))
 	require.NoError(t, err)
 	tab.Close(deadline)

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -27,19 +28,26 @@ type Table struct {
 	log      *slog.Logger
 	patience time.Duration
 	oom      *oomScore
+	group    Group
 
 	mu   sync.Mutex
 	live []*Process // in the order of their start
 	gone []*Process // in the order of their end, at most remember ago
 }
 
-// NewTable makes an empty table. patience is DefaultPatience where zero. With protected, the daemon is
+// Group is what the users' processes are started in, so that all of them can be stopped together.
+type Group interface {
+	// Join lets a process that is to be started with attr be born in the group.
+	Join(attr *syscall.SysProcAttr)
+}
+
+// NewTable makes an empty table whose processes join group. patience is DefaultPatience where zero. With protected, the daemon is
 // exempted from the kernel's out-of-memory killer (its processes are not), which needs root.
-func NewTable(log *slog.Logger, patience time.Duration, protected bool) *Table {
+func NewTable(log *slog.Logger, patience time.Duration, protected bool, group Group) *Table {
 	if patience == 0 {
 		patience = DefaultPatience
 	}
-	t := &Table{log: log, patience: patience}
+	t := &Table{log: log, patience: patience, group: group}
 	if protected {
 		oom, err := protect()
 		if err != nil {
@@ -56,7 +64,7 @@ func (t *Table) Start(spec Spec) (*Process, *Subscription, error) {
 	if spec.Terminal != nil {
 		patience = min(patience, terminalPatience)
 	}
-	p, sub, err := start(spec, patience, t.oom)
+	p, sub, err := start(spec, patience, t.oom, t.group)
 	if err != nil {
 		return nil, nil, err
 	}

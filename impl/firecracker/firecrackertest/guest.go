@@ -84,7 +84,7 @@ func Build(tb testing.TB, pkg string) string {
 	return out
 }
 
-// Args is the kernel's command line that makes the guest do a task: "count", "drives", "net" or "".
+// Args is the kernel's command line that makes the guest do a task: "churn", "count", "drives", "net" or "".
 func (Guest) Args(task string) string {
 	return "console=ttyS0 quiet reboot=k panic=1 pci=off rdinit=/wrenn-test-init wrenn.test=" + task
 }

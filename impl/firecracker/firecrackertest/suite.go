@@ -39,6 +39,12 @@ func Run(t *testing.T, binary string, guest Guest, env ...string) {
 		{"Network", (*suite).network},
 		{"N07_Limits", (*suite).limits},
 		{"Kill", (*suite).kill},
+		{"S05_SnapshotLife", (*suite).snapshotLife},
+		{"S08_BadLoads", (*suite).badLoads},
+		{"S07_DiffChain", (*suite).diffChain},
+		{"S09_Clones", (*suite).clones},
+		{"S05_SnapshotNetwork", (*suite).snapshotNetwork},
+		{"S05_PageServer", (*suite).pageServer},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(s, t) })
 	}

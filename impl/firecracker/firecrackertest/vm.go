@@ -29,6 +29,7 @@ type vm struct {
 	*firecracker.Client
 	t       *testing.T
 	process *firecracker.Process
+	dir     string // where it works
 	socket  string
 	console string
 }
@@ -39,9 +40,9 @@ func (s *suite) launch(t *testing.T, netns string) *vm {
 	dir, err := os.MkdirTemp("", "fct") //nolint:usetesting // see above
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, os.RemoveAll(dir)) })
-	v := &vm{t: t, socket: filepath.Join(dir, "api.sock"), console: filepath.Join(dir, "console")}
+	v := &vm{t: t, dir: dir, socket: filepath.Join(dir, "api.sock"), console: filepath.Join(dir, "console")}
 	v.process, err = firecracker.Launch(t.Context(), firecracker.LaunchConfig{
-		Binary: s.binary, ID: "conformance-1", Netns: netns, SocketPath: v.socket, ConsolePath: v.console,
+		Binary: s.binary, ID: "conformance-1", Netns: netns, Dir: dir, SocketPath: v.socket, ConsolePath: v.console,
 		Env: s.env, ReadyTimeout: stepLimit,
 	})
 	require.NoError(t, err)
@@ -63,7 +64,7 @@ func (s *suite) launch(t *testing.T, netns string) *vm {
 func (s *suite) boot(t *testing.T, v *vm, task string) {
 	t.Helper()
 	ctx := t.Context()
-	require.NoError(t, v.PutMachineConfig(ctx, firecracker.MachineConfig{VCPUCount: 1, MemSizeMiB: 192}))
+	require.NoError(t, v.PutMachineConfig(ctx, firecracker.MachineConfig{VCPUCount: 1, MemSizeMiB: memMiB, TrackDirtyPages: true}))
 	require.NoError(t, v.PutBootSource(ctx, firecracker.BootSource{
 		KernelImagePath: s.guest.Kernel, InitrdPath: s.guest.Initramfs, BootArgs: s.guest.Args(task)}))
 	begin := time.Now()
@@ -113,6 +114,15 @@ func (v *vm) ticks() int {
 		return -1
 	}
 	n, err := strconv.Atoi(string(found[len(found)-1][1]))
+	require.NoError(v.t, err)
+	return n
+}
+
+// firstTick is the first number that the counting guest has told on this console, once it has.
+func (v *vm) firstTick() int {
+	v.t.Helper()
+	v.await(`WRENN-TEST tick (\d+)\r?\n`, stepLimit)
+	n, err := strconv.Atoi(string(regexp.MustCompile(`WRENN-TEST tick (\d+)\r?\n`).FindSubmatch(v.output())[1]))
 	require.NoError(v.t, err)
 	return n
 }

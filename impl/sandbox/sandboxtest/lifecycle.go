@@ -26,6 +26,14 @@ type Ground struct {
 	Restart func()
 	// Crash ends the machine of a sandbox from inside.
 	Crash func(t *testing.T, id string)
+	// Write lets a user's program in a guest keep a value in its memory and on its disk; an empty one is erased
+	// in both, which leaves zeros. Read returns what the program then finds.
+	Write func(t *testing.T, id, key, value string)
+	Read  func(t *testing.T, id, key string) (inMemory, onDisk string)
+	// Self says who the guest is.
+	Self func(t *testing.T, id string) Self
+	// Check looks for what no error tells of, at the end of each test. Nil does nothing.
+	Check func(t *testing.T)
 	// Census lists what exists on the host beyond files below Config.Dir.
 	Census func(t *testing.T) []string
 	// Patience bounds each wait; a cold boot by emulation takes many seconds.
@@ -47,6 +55,15 @@ func Lifecycle(t *testing.T, newGround func(t *testing.T) Ground) {
 		{"a machine that ends by itself", testCrash},
 		{"a new life adopts", testAdopt},
 		{"refusals", testRefusals},
+		{"pause and resume", testPauseResume},
+		{"a paused one survives the agent", testPausedSurvives},
+		{"a pause of files alone", testFilesOnly},
+		{"snapshots become templates", testSnapshots},
+		{"a snapshot of a paused one", testSnapshotOfPaused},
+		{"pause at the deadline", testPauseAtDeadline},
+		{"pause, resume and destroy at once", testAtOnce},
+		{"a damaged snapshot is refused", testDamaged},
+		{"refusals of pauses and snapshots", testPauseRefusals},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			g := newGround(t)
@@ -82,6 +99,14 @@ func (s *suite) finish(t *testing.T) {
 	defer cancel()
 	assert.NoError(t, s.manager.Close(ctx, true))
 	assert.Equal(t, s.before, s.Census(t), "the host is not as it was")
+	if s.Check != nil {
+		s.Check(t)
+	}
+	left, err := s.manager.ListSnapshots()
+	assert.NoError(t, err)
+	for _, n := range left {
+		assert.NoError(t, s.manager.DeleteSnapshot(n.Name, false))
+	}
 	entries, err := os.ReadDir(s.Config.Dir)
 	assert.NoError(t, err)
 	assert.Empty(t, entries, "directories of sandboxes stayed")

@@ -3,18 +3,14 @@
 package sandboxtest
 
 import (
-	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"wrenn/impl/sandbox"
 )
@@ -30,43 +26,80 @@ type Host struct {
 	FailAfterBoot error
 	// ConsoleText is what machines print.
 	ConsoleText string
+	// VMMName is the VMM's.
+	VMMName string
 	// HostBoot is the boot id that new machines get.
 	HostBoot string
 
 	mu       sync.Mutex
+	disks    map[string]bool // what the kernel holds of disks, by sandbox
+	made     map[string]bool // those made in this life of the agent
+	pagers   map[string]bool // what provides memory, by sandbox
+	broken   []string        // rules that were broken
 	reserved map[int]bool
 	networks map[int]bool
 	policies map[int]sandbox.NetworkPolicy
 	machines map[string]*Machine
 	nextPID  int
 	fail     map[string]error
+	on       map[string]func()
 }
 
 // NewHost returns an empty host with ten slots.
 func NewHost() *Host {
 	return &Host{
-		Slots: 10, HostBoot: "boot-1", ConsoleText: "booted\n", reserved: map[int]bool{}, networks: map[int]bool{},
-		policies: map[int]sandbox.NetworkPolicy{},
-		machines: map[string]*Machine{}, nextPID: 100, fail: map[string]error{},
+		Slots: 10, HostBoot: "boot-1", VMMName: "fake 1.0", ConsoleText: "booted\n", reserved: map[int]bool{}, networks: map[int]bool{},
+		disks: map[string]bool{}, made: map[string]bool{}, pagers: map[string]bool{}, policies: map[int]sandbox.NetworkPolicy{},
+		machines: map[string]*Machine{}, nextPID: 100, fail: map[string]error{}, on: map[string]func(){},
 	}
 }
 
-// Fail makes the named act ("network.create", "network.policy", "network.remove", "disk.create", "vmm.boot", "vmm.kill",
-// "guest.init") fail from now on after having done its work; a nil error mends it.
+// Fail makes the named act fail from now on, after having done its work; a nil error mends it. The acts are
+// network.create, .policy, .remove, disk.create, .restore, .keep, .release, memory.describe, .verify, .provide,
+// .release, .merge, vmm.boot, .restore, .pause, .resume, .snapshot, .kill, guest.init, .freeze, .thaw.
 func (h *Host) Fail(act string, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.fail[act] = err
 }
 
+// OnAct calls do when the named act is next about to be done, of those that a machine does.
+func (h *Host) OnAct(act string, do func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.on[act] = do
+}
+
+// happen calls what OnAct was given.
+func (h *Host) happen(act string) {
+	h.mu.Lock()
+	do := h.on[act]
+	delete(h.on, act)
+	h.mu.Unlock()
+	if do != nil {
+		do()
+	}
+}
+
+// Stuck lets a machine's processors never run again.
+func (h *Host) Stuck(id string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for dir, m := range h.machines {
+		if filepath.Base(dir) == id {
+			m.stuck = true
+		}
+	}
+}
+
 // Restart is what a new life of the agent sees: the allocator's memory is gone, the kernel is not.
 func (h *Host) Restart() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.reserved = map[int]bool{}
+	h.reserved, h.made = map[int]bool{}, map[string]bool{}
 }
 
-// Census lists all that exists: networks, reserved slots and machines.
+// Census lists all that exists: networks, reserved slots, machines, and what the kernel holds of disks and memory.
 func (h *Host) Census() []string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -80,6 +113,12 @@ func (h *Host) Census() []string {
 	for dir := range h.machines {
 		found = append(found, "machine "+filepath.Base(dir))
 	}
+	for id := range h.disks {
+		found = append(found, "disk "+id)
+	}
+	for id := range h.pagers {
+		found = append(found, "pager "+id)
+	}
 	slices.Sort(found)
 	return found
 }
@@ -88,10 +127,9 @@ func (h *Host) Census() []string {
 func (h *Host) Crash(id string) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for dir, m := range h.machines {
+	for dir, m := range maps.Clone(h.machines) {
 		if filepath.Base(dir) == id {
 			m.end("exit status 0")
-			delete(h.machines, dir)
 			return true
 		}
 	}
@@ -120,6 +158,27 @@ func (h *Host) Policy(slot int) sandbox.NetworkPolicy {
 
 // Network returns the host's network part.
 func (h *Host) Network() sandbox.Network { return network{h} }
+
+// failing is the error that an act has been told to fail with.
+func (h *Host) failing(act string) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.fail[act]
+}
+
+// breakRule notes that a rule was broken which no error tells of. It is called with mu held.
+func (h *Host) breakRule(rule string) { h.broken = append(h.broken, rule) }
+
+// Broken lists the rules that were broken: users' processes that ran before their guest had an identity of its
+// own, a disk that was let go of under its machine.
+func (h *Host) Broken() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.broken)
+}
+
+// Memory returns the host's memory part.
+func (h *Host) Memory() sandbox.Memory { return memory{h} }
 
 // Disk returns a disk part with one template named "base".
 func (h *Host) Disk() sandbox.Disk { return disk{h} }
@@ -223,134 +282,4 @@ func (n network) Reclaim(context.Context) ([]int, error) {
 		}
 	}
 	return slots, nil
-}
-
-type disk struct{ h *Host }
-
-func (d disk) Template(name string) (sandbox.Template, error) {
-	if name != "base" {
-		return sandbox.Template{}, fmt.Errorf("%w: %s", sandbox.ErrNoTemplate, name)
-	}
-	return sandbox.Template{Name: name, VCPUs: 1, MemoryMiB: 256, DiskMiB: 1024, Kernel: "vmlinux", Initramfs: "initramfs"}, nil
-}
-
-func (d disk) Create(ctx context.Context, _, path string) error {
-	if err := os.WriteFile(path, []byte("disk"), 0o600); err != nil {
-		return err
-	}
-	d.h.mu.Lock()
-	defer d.h.mu.Unlock()
-	return errors.Join(d.h.fail["disk.create"], ctx.Err())
-}
-
-// Machine is a VMM process in memory.
-type Machine struct {
-	h        *Host
-	dir      string
-	identity sandbox.Identity
-	done     chan struct{}
-	exit     string
-}
-
-func (m *Machine) end(how string) {
-	m.exit = how
-	close(m.done)
-}
-
-// Identity is the machine's pid and start.
-func (m *Machine) Identity() sandbox.Identity { return m.identity }
-
-// Done is closed at the machine's end.
-func (m *Machine) Done() <-chan struct{} { return m.done }
-
-// Exit is how the machine ended.
-func (m *Machine) Exit() string {
-	m.h.mu.Lock()
-	defer m.h.mu.Unlock()
-	return m.exit
-}
-
-// Kill ends the machine.
-func (m *Machine) Kill(context.Context) error {
-	m.h.mu.Lock()
-	defer m.h.mu.Unlock()
-	if err := m.h.fail["vmm.kill"]; err != nil {
-		return err
-	}
-	if m.h.machines[m.dir] == m {
-		delete(m.h.machines, m.dir)
-		m.end("signal: killed")
-	}
-	return nil
-}
-
-type vmm struct{ h *Host }
-
-func (v vmm) Boot(ctx context.Context, spec sandbox.BootSpec) (sandbox.Machine, error) {
-	v.h.mu.Lock()
-	defer v.h.mu.Unlock()
-	if !v.h.networks[spec.Slot] {
-		return nil, fmt.Errorf("no network in slot %d", spec.Slot)
-	}
-	if _, err := os.Stat(spec.DiskPath); err != nil {
-		return nil, err
-	}
-	if err := errors.Join(v.h.fail["vmm.boot"], ctx.Err()); err != nil {
-		return nil, err
-	}
-	v.h.nextPID++
-	m := &Machine{
-		h: v.h, dir: spec.Dir, done: make(chan struct{}),
-		identity: sandbox.Identity{PID: v.h.nextPID, StartTicks: uint64(v.h.nextPID) * 100, HostBoot: v.h.HostBoot},
-	}
-	v.h.machines[spec.Dir] = m
-	return m, errors.Join(v.h.FailAfterBoot, os.WriteFile(filepath.Join(spec.Dir, "console"), []byte(v.h.ConsoleText), 0o600))
-}
-
-func (v vmm) Adopt(id sandbox.Identity, dir string) (sandbox.Machine, error) {
-	v.h.mu.Lock()
-	defer v.h.mu.Unlock()
-	m, ok := v.h.machines[dir]
-	if !ok || m.identity != id {
-		return nil, fmt.Errorf("no process %d of that start runs", id.PID)
-	}
-	return m, nil
-}
-
-func (v vmm) Orphans(root string) (map[string]sandbox.Identity, error) {
-	v.h.mu.Lock()
-	defer v.h.mu.Unlock()
-	found := map[string]sandbox.Identity{}
-	for dir, m := range v.h.machines {
-		if strings.HasPrefix(dir, root+"/") {
-			found[dir] = m.identity
-		}
-	}
-	return found, nil
-}
-
-func (v vmm) Console(dir string, limit int) ([]byte, error) {
-	data, err := os.ReadFile(filepath.Join(dir, "console"))
-	if err != nil {
-		return nil, err
-	}
-	return bytes.Clone(data[max(0, len(data)-limit):]), nil
-}
-
-type guest struct{ h *Host }
-
-func (g guest) Init(ctx context.Context, _ netip.Addr, _ sandbox.GuestInit, died <-chan struct{}) (sandbox.BootReport, error) {
-	if g.h.Hang {
-		select {
-		case <-ctx.Done():
-			return sandbox.BootReport{}, ctx.Err()
-		case <-died:
-			return sandbox.BootReport{}, errors.New("the machine ended")
-		}
-	}
-	g.h.mu.Lock()
-	defer g.h.mu.Unlock()
-	return sandbox.BootReport{
-		EnvdVersion: "0.6.0", InitAt: 10 * time.Millisecond, EnvdAt: 20 * time.Millisecond, NowAt: 25 * time.Millisecond,
-	}, g.h.fail["guest.init"]
 }

@@ -28,6 +28,9 @@ func Run(t *testing.T, open func(t *testing.T) *store.Store) {
 		"list filters":                            filters,
 		"list pages through equal starts":         pages,
 		"keys are checked and stored only hashed": keys,
+		"snapshots come back":                     snapshotsComeBack,
+		"a snapshot takes a name over":            snapshotsTakeNames,
+		"snapshots are listed page by page":       snapshotPages,
 	} {
 		t.Run(strings.ReplaceAll(name, " ", "_"), func(t *testing.T) {
 			s := open(t)
@@ -54,6 +57,7 @@ func comesBack(t *testing.T, s *store.Store) {
 	want := sandbox("a", 0)
 	want.Metadata = map[string]string{"k y": "v'\"\x00\u2028ü", "'; DROP TABLE sandboxes; --": "", "": "x"}
 	want.AllowOut, want.DenyOut = []string{"192.0.2.0/24", "*.example.com"}, []string{"0.0.0.0/0"}
+	want.OnTimeout, want.PauseFilesOnly, want.Timeout = "pause", true, 720*time.Hour
 	require.NoError(t, s.Insert(t.Context(), want))
 	got, err := s.Get(t.Context(), "a")
 	require.NoError(t, err)
@@ -61,6 +65,7 @@ func comesBack(t *testing.T, s *store.Store) {
 
 	none := sandbox("b", 0)
 	none.Metadata, none.AllowInternet = nil, false
+	none.AutoResume, none.FilesOnly = true, true
 	require.NoError(t, s.Insert(t.Context(), none))
 	got, err = s.Get(t.Context(), "b")
 	require.NoError(t, err)
@@ -83,6 +88,7 @@ func modifies(t *testing.T, s *store.Store) {
 	want := sandbox("a", 5)
 	want.AllowOut = []string{"192.0.2.1"}
 	want.State, want.Template, want.Agent, want.VCPUs, want.Version = store.Destroying, "x", "two", 7, 2
+	want.OnTimeout, want.PauseFilesOnly, want.AutoResume, want.Timeout, want.FilesOnly = "pause", true, true, time.Hour, true
 	got, err := s.Modify(t.Context(), "a", func(sb *store.Sandbox) error {
 		version := sb.Version
 		*sb = want
@@ -181,6 +187,10 @@ func filters(t *testing.T, s *store.Store) {
 	} {
 		assert.Equal(t, tc.want, ids(t, s, tc.q), "%+v", tc.q)
 	}
+	paused := sandbox("p", 9) // at its end it is paused, so it is never gone
+	paused.EndAt, paused.OnTimeout = epoch, "pause"
+	require.NoError(t, s.Insert(t.Context(), paused))
+	assert.Equal(t, "pe", ids(t, s, store.Query{LiveAt: epoch.Add(time.Hour), Limit: 2}))
 }
 
 func ids(t *testing.T, s *store.Store, q store.Query) (joined string) {

@@ -37,6 +37,8 @@ func main() {
 			say("tick %d", i)
 			time.Sleep(50 * time.Millisecond)
 		}
+	case "churn":
+		churn()
 	case "drives":
 		drives()
 	case "net":

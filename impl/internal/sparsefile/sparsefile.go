@@ -1,4 +1,5 @@
-package rootfs
+// Package sparsefile copies files with their holes, sharing blocks where the file system can.
+package sparsefile
 
 import (
 	"context"
@@ -15,21 +16,20 @@ import (
 const copyChunk = 64 << 20
 
 // ErrNoSpace is returned when the file system of the copy is full.
-var ErrNoSpace = errors.New("no space left for the disk")
+var ErrNoSpace = errors.New("no space left")
 
 // Copy makes dst a private copy of src with the same holes. Where the file system shares blocks
 // (btrfs, xfs) it costs no space and no time; elsewhere only the data is copied. dst must not exist;
-// after an error it is removed. The data is not synced: a disk is worth nothing after a host crash,
-// since its machine is gone too.
+// after an error it is removed. The data is not synced.
 func Copy(ctx context.Context, src, dst string) (err error) {
 	in, err := os.Open(src)
 	if err != nil {
-		return fmt.Errorf("copy disk: %w", err)
+		return fmt.Errorf("copy file: %w", err)
 	}
 	defer in.Close()
 	out, err := os.OpenFile(dst, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
-		return fmt.Errorf("copy disk: %w", err)
+		return fmt.Errorf("copy file: %w", err)
 	}
 	defer func() {
 		err = errors.Join(err, out.Close())

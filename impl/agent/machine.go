@@ -1,0 +1,128 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"wrenn/impl/firecracker"
+	"wrenn/impl/network"
+	"wrenn/impl/sandbox"
+)
+
+// machine is the real sandbox.Machine.
+type machine struct {
+	p   *firecracker.Process
+	dir string
+}
+
+func (m machine) Identity() sandbox.Identity { return identityFrom(m.p.Identity()) }
+
+func (m machine) Done() <-chan struct{} { return m.p.Done() }
+
+func (m machine) Kill(ctx context.Context) error { return m.p.Kill(ctx) }
+
+func (m machine) Exit() string {
+	select {
+	case <-m.p.Done():
+		return m.p.ExitStatus().String()
+	default:
+		return ""
+	}
+}
+
+func (m machine) client() *firecracker.Client {
+	return firecracker.NewClient(filepath.Join(m.dir, socketName))
+}
+
+func (m machine) Pause(ctx context.Context) error {
+	c := m.client()
+	defer c.Close()
+	return c.Pause(ctx)
+}
+
+func (m machine) Resume(ctx context.Context) error {
+	c := m.client()
+	defer c.Close()
+	return c.Resume(ctx)
+}
+
+func (m machine) Snapshot(ctx context.Context, to sandbox.MachineSnapshot) error {
+	c := m.client()
+	defer c.Close()
+	kind := firecracker.SnapshotFull
+	if to.Diff {
+		kind = firecracker.SnapshotDiff
+	}
+	return c.CreateSnapshot(ctx, firecracker.SnapshotCreate{
+		Type: kind, StatePath: to.StatePath, MemoryPath: to.MemoryPath, MemSizeMiB: to.MemoryMiB,
+	})
+}
+
+// Restore loads a machine and leaves it paused.
+func (v *vmmPart) Restore(ctx context.Context, spec sandbox.RestoreSpec) (sandbox.Machine, error) {
+	m, err := v.launch(ctx, spec.ID, spec.Dir, spec.Slot)
+	if err != nil {
+		return nil, err
+	}
+	if spec.Memory.Uffd {
+		v.memory.guard(v.background, spec.Dir, m)
+	}
+	return m, v.load(ctx, spec)
+}
+
+func (v *vmmPart) load(ctx context.Context, spec sandbox.RestoreSpec) error {
+	backend := firecracker.BackendFile
+	if spec.Memory.Uffd {
+		backend = firecracker.BackendUffd
+	}
+	c := firecracker.NewClient(filepath.Join(spec.Dir, socketName))
+	defer c.Close()
+	err := c.LoadSnapshot(ctx, firecracker.SnapshotLoad{
+		StatePath: spec.StatePath, Memory: firecracker.MemoryBackend{Type: backend, Path: spec.Memory.Path},
+		TrackDirtyPages: true, MemSizeMiB: spec.MemoryMiB,
+	})
+	if err != nil {
+		return fmt.Errorf("load the snapshot into the VMM: %w", err)
+	}
+	return v.limit(ctx, c, spec.Limits)
+}
+
+// limit puts the sandbox's own limits in the place of those that the snapshot was made with.
+func (v *vmmPart) limit(ctx context.Context, c *firecracker.Client, limits sandbox.Limits) error {
+	patch := firecracker.NetworkInterfacePatch{IfaceID: ifaceID}
+	for _, l := range []struct {
+		limit sandbox.Limit
+		into  **firecracker.RateLimiter
+	}{{limits.Egress, &patch.TxRateLimiter}, {limits.Ingress, &patch.RxRateLimiter}} {
+		limiter, err := limiter(l.limit)
+		if err != nil {
+			return err
+		}
+		if limiter == nil { // size and time of 0 lift a limit
+			limiter = &firecracker.RateLimiter{Bandwidth: &firecracker.TokenBucket{}}
+		}
+		*l.into = limiter
+	}
+	if err := c.PatchNetworkInterface(ctx, patch); err != nil {
+		return fmt.Errorf("limit the restored guest's traffic: %w", err)
+	}
+	return nil
+}
+
+// launch starts a VMM in the sandbox's directory.
+func (v *vmmPart) launch(ctx context.Context, id, dir string, slot int) (machine, error) {
+	// A machine of before has left it there when it was killed.
+	if err := os.Remove(filepath.Join(dir, socketName)); err != nil && !os.IsNotExist(err) {
+		return machine{}, fmt.Errorf("%w: %w", sandbox.ErrNoVMM, err)
+	}
+	p, err := firecracker.Launch(ctx, firecracker.LaunchConfig{
+		Binary: v.choice.Binary, Env: v.choice.Env, ID: id, Netns: network.Slot(slot).Netns(), Dir: dir,
+		SocketPath: filepath.Join(dir, socketName), ConsolePath: filepath.Join(dir, consoleName),
+	})
+	if err != nil {
+		return machine{}, fmt.Errorf("%w: %w", sandbox.ErrNoVMM, err)
+	}
+	return v.watch(p, dir), nil
+}

@@ -1,0 +1,108 @@
+package envd
+
+import (
+	"context"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	pb "wrenn/proto/gen/envd/process"
+)
+
+func (r *running) post(route, token, body string) *http.Response {
+	r.t.Helper()
+	req, err := http.NewRequestWithContext(within(r.t), http.MethodPost, r.base+route, strings.NewReader(body))
+	require.NoError(r.t, err)
+	if token != "" {
+		req.Header.Set(tokenHeader, token)
+	}
+	res, err := r.http.Do(req)
+	require.NoError(r.t, err)
+	require.NoError(r.t, res.Body.Close())
+	return res
+}
+
+func lines(t *testing.T, path string) int {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if os.IsNotExist(err) {
+		return 0
+	}
+	require.NoError(t, err)
+	return strings.Count(string(data), "\n")
+}
+
+// TestS05_FreezeStopsProcessesAndCutsStreams: whoever reads is told by a reset, the process and what its
+// terminal showed stay.
+func TestS05_FreezeStopsProcessesAndCutsStreams(t *testing.T) {
+	d := start(t, nil)
+	path := filepath.Join(t.TempDir(), "log")
+	ctx, cancel := context.WithCancel(within(t))
+	defer cancel()
+	s, pid := d.started(ctx, &pb.StartRequest{
+		Process: &pb.ProcessConfig{Cmd: "/bin/sh", Args: []string{"-c", `echo shown; while :; do echo x >>"$0"; sleep 0.01; done`, path}},
+		Pty:     &pb.PTY{Size: &pb.PTY_Size{Cols: 80, Rows: 24}},
+	})
+	require.True(t, s.Receive())
+	assert.Contains(t, string(s.Msg().GetEvent().GetData().GetPty()), "shown")
+	require.Eventually(t, func() bool { return lines(t, path) > 3 }, deadline, time.Millisecond)
+	assert.Equal(t, http.StatusNoContent, d.post("/freeze", "", "").StatusCode)
+	before := lines(t, path)
+	time.Sleep(100 * time.Millisecond)
+	assert.Equal(t, before, lines(t, path), "it runs on")
+	assert.False(t, s.Receive())
+	require.Error(t, s.Err(), "the stream was not cut")
+	assert.Equal(t, http.StatusNoContent, d.post("/init", "", `{"wrennResumed":true,"timestamp":"`+time.Now().Format(time.RFC3339Nano)+`"}`).StatusCode)
+	assert.Equal(t, before, lines(t, path), "the start of a guest's own life lets processes go on")
+	assert.Equal(t, http.StatusNoContent, d.post("/unfreeze", "", "").StatusCode)
+	require.Eventually(t, func() bool { return lines(t, path) > before }, deadline, time.Millisecond)
+	again, err := d.procs.Connect(ctx, connect.NewRequest(&pb.ConnectRequest{Process: byPID(pid)}))
+	require.NoError(t, err)
+	require.True(t, again.Receive(), "%v", again.Err())
+	require.True(t, again.Receive(), "%v", again.Err())
+	assert.Contains(t, string(again.Msg().GetEvent().GetData().GetPty()), "shown", "the terminal's history is lost")
+	require.NoError(t, again.Close())
+	_, err = d.procs.SendSignal(ctx, connect.NewRequest(&pb.SendSignalRequest{Process: byPID(pid), Signal: pb.Signal_SIGNAL_SIGKILL}))
+	require.NoError(t, err)
+}
+
+func TestS05_AStaleConnectionIsCutByAResume(t *testing.T) {
+	d := start(t, nil)
+	s, _ := d.started(within(t), shell("sleep 100"))
+	assert.Equal(t, http.StatusNoContent, d.post("/init", "", `{"wrennResumed":true}`).StatusCode)
+	assert.False(t, s.Receive())
+	require.Error(t, s.Err())
+	d.post("/init", "", `{}`)
+	res := d.post("/init", "", `{}`)
+	nanos, err := strconv.ParseInt(res.Header.Get("X-Wrenn-Clock"), 10, 64)
+	require.NoError(t, err)
+	assert.WithinDuration(t, time.Now(), time.Unix(0, nanos), time.Minute)
+}
+
+func TestS05_ControlRoutesNeedTheTokenAndCheckWhatTheyGet(t *testing.T) {
+	d := start(t, nil)
+	require.Equal(t, http.StatusNoContent, d.post("/init", "", `{"accessToken":"secret"}`).StatusCode)
+	for _, route := range []string{"/freeze", "/unfreeze"} {
+		assert.Equal(t, http.StatusUnauthorized, d.post(route, "", "").StatusCode, route)
+		assert.Equal(t, http.StatusUnauthorized, d.post(route, "wrong", "").StatusCode, route)
+		assert.Equal(t, http.StatusNoContent, d.post(route, "secret", "").StatusCode, route)
+	}
+	assert.Equal(t, http.StatusUnauthorized, d.post("/init", "", `{"wrennResumed":true,"accessToken":"other"}`).StatusCode)
+	// The token of a snapshot is replaced by that of the sandbox that was created from it.
+	assert.Equal(t, http.StatusNoContent, d.post("/init", "secret", `{"wrennResumed":true,"accessToken":"other"}`).StatusCode)
+	assert.Equal(t, http.StatusUnauthorized, d.post("/unfreeze", "secret", "").StatusCode)
+	for _, body := range []string{
+		`{"wrennHostname":"a b"}`, `{"wrennHostname":"` + strings.Repeat("a", 64) + `"}`, `{"wrennMachineID":"xyz"}`,
+		`{"wrennMachineID":"../../../../etc/passwd/aaaaaaaaaa"}`, `{"wrennEntropy":"` + strings.Repeat("AAAA", 200) + `"}`, `{"wrennEntropy":"%"}`,
+	} {
+		assert.Equal(t, http.StatusBadRequest, d.post("/init", "other", body).StatusCode, body)
+	}
+}

@@ -1,0 +1,242 @@
+package sandbox
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"wrenn/impl/snapshot"
+	"wrenn/impl/step"
+)
+
+// Resume lets a paused sandbox go on, with a deadline of timeout from now, and returns when the daemon in its
+// guest answers; on an error it stays paused, and its snapshot as it was. A sandbox that runs, or is just
+// being resumed, only gets the deadline; with extendOnly a later one is kept. With filesOnly its memory is
+// left aside and it boots from its disk.
+func (m *Manager) Resume(ctx context.Context, id string, timeout time.Duration, extendOnly, filesOnly bool) (Outcome, error) {
+	if err := validateTimeout(timeout); err != nil {
+		return Outcome{}, err
+	}
+	s, err := m.find(id)
+	if err != nil {
+		return Outcome{}, err
+	}
+	switch i := s.info(); i.State {
+	case Paused, Running, Resuming:
+	default:
+		return Outcome{}, i.State.conflict(id, "resumed")
+	}
+	var out Outcome
+	var failed error
+	err = s.ask(ctx, "resumed", func() {
+		switch s.now.State {
+		case Running:
+			_, failed = m.moveDeadline(s, timeout, extendOnly)
+		case Paused:
+			s.timeout = timeout
+			out.Phases, failed = m.resume(ctx, s, filesOnly)
+			out.Resumed = failed == nil
+		default:
+			failed = s.now.State.conflict(id, "resumed")
+		}
+		out.Info = s.info()
+	})
+	return out, errors.Join(err, failed)
+}
+
+// resume runs in the owner.
+func (m *Manager) resume(ctx context.Context, s *owned, filesOnly bool) ([]Stage, error) {
+	s.stopMerge()
+	if s.holds {
+		if err := m.park(s); err != nil {
+			return nil, fmt.Errorf("sandbox %s still holds what its pause could not give back: %w", s.now.ID, err)
+		}
+	}
+	if err := m.readmit(s); err != nil {
+		return nil, err
+	}
+	ctx, end := s.begin(ctx, actTimeout)
+	defer end()
+	from := origin{dir: m.path(s, snapshotName), filesOnly: filesOnly}
+	var report BootReport
+	pausedAt := s.now.PausedAt
+	timings, err := step.Run(ctx, ResumeAct, m.resumeSteps(s, &from, &report))
+	phases := plainStages(timings)
+	if err != nil {
+		return phases, m.afterFailedResume(ctx, s, pausedAt, err)
+	}
+	s.become(Running)
+	m.cfg.Logger.Info("sandbox is resumed", "sandbox", s.now.ID, "generation", s.source.Generation, "snapshot", s.source.ID,
+		"slot", s.now.Slot, "pid", s.machine.Identity().PID, "phases", phases)
+	return phases, nil
+}
+
+// afterFailedResume parks the sandbox again; its snapshot is as it was.
+func (m *Manager) afterFailedResume(ctx context.Context, s *owned, pausedAt time.Time, err error) error {
+	if s.machine != nil {
+		err = m.explain(ctx, s, actTimeout, err)
+	} else if errors.Is(context.Cause(ctx), errGivenUp) {
+		err = fmt.Errorf("%w: sandbox %s: %w: %w", ErrConflict, s.now.ID, errGivenUp, err)
+	}
+	m.cfg.Logger.Warn("sandbox could not be resumed", "sandbox", s.now.ID, "error", err)
+	s.stopped, s.frozen = false, false
+	s.update(func(i *Info) { i.PausedAt = pausedAt })
+	s.become(Paused)
+	return errors.Join(err, m.park(s))
+}
+
+// resumeSteps have no undos: a resume that fails ends in park.
+func (m *Manager) resumeSteps(s *owned, from *origin, report *BootReport) []step.Step {
+	steps := []step.Step{
+		{Name: "slot", Do: func(context.Context) error { return m.reserve(s) }},
+		{Name: "intent", Do: func(context.Context) error { return m.writeJournal(s) }},
+	}
+	steps = append(steps, m.restoreSteps(s, from, report)...)
+	return append(steps, step.Step{Name: "running", Do: func(context.Context) error {
+		s.frozen = false
+		s.update(func(i *Info) {
+			i.Deadline, i.PausedAt = time.Now().Add(s.timeout), time.Time{}
+			i.EnvdVersion = report.EnvdVersion
+		})
+		return m.writeJournalAs(s, Running)
+	}})
+}
+
+// ResumeSteps names the steps of a resume in order; the fault suite kills the agent after each.
+func ResumeSteps() []string {
+	var m Manager
+	return step.Names(m.resumeSteps(emptyOwned(), &origin{}, nil))
+}
+
+// origin is the snapshot that a machine is made of.
+type origin struct {
+	dir string
+	// shared is a named one, which any number of sandboxes start from.
+	shared bool
+	// filesOnly leaves its memory aside; it is also set where there is none.
+	filesOnly bool
+}
+
+// restoreSteps make a machine of a snapshot in a sandbox that has its slot, up to users' processes that run.
+func (m *Manager) restoreSteps(s *owned, from *origin, report *BootReport) []step.Step {
+	return []step.Step{
+		{Name: "load", Do: func(ctx context.Context) error { return m.load(ctx, s, from) }},
+		{Name: "disk", Do: func(ctx context.Context) error {
+			s.hasDisk = true
+			return m.cfg.Disk.Restore(ctx, m.diskSpec(s), from.dir)
+		}},
+		{Name: "network", Do: func(ctx context.Context) error { return m.cfg.Network.Create(ctx, s.now.Slot, s.policy) }},
+		{Name: "vmm", Do: func(ctx context.Context) error { return m.restore(ctx, s, from) }},
+		{Name: "vcpus", Do: func(ctx context.Context) error { return m.unstop(ctx, s) }},
+		{Name: "guest", Do: func(ctx context.Context) error {
+			var err error
+			*report, err = m.cfg.Guest.Init(ctx, s.now.Address, s.firstInit(from), s.machine.Done())
+			if !from.filesOnly {
+				*report = BootReport{EnvdVersion: report.EnvdVersion} // its start was another machine's
+			}
+			return err
+		}},
+		{Name: "thaw", Do: func(ctx context.Context) error {
+			if from.filesOnly {
+				return nil
+			}
+			return m.cfg.Guest.Thaw(ctx, s.now.Address, s.token)
+		}},
+	}
+}
+
+// load verifies the snapshot: every checksum, before anything is made of it.
+func (m *Manager) load(ctx context.Context, s *owned, from *origin) error {
+	manifest, err := snapshot.Load(ctx, from.dir)
+	if err != nil {
+		return err
+	}
+	if !from.shared && (manifest.Sandbox != s.now.ID || manifest.Generation != s.now.Generation) {
+		return fmt.Errorf("%w: %s holds generation %d of sandbox %s instead of generation %d of %s", snapshot.ErrDamaged,
+			from.dir, manifest.Generation, manifest.Sandbox, s.now.Generation, s.now.ID)
+	}
+	from.filesOnly = from.filesOnly || manifest.FilesOnly
+	if !from.filesOnly {
+		if vmm := m.cfg.VMM.Name(); manifest.VMM != vmm {
+			return fmt.Errorf("%w: %s was made by %s, and this host runs %s", ErrNoVMM, from.dir, manifest.VMM, vmm)
+		}
+		if err := m.cfg.Memory.Verify(ctx, from.dir, manifest.Layers); err != nil {
+			return err
+		}
+	}
+	s.source, s.lineage = manifest, manifest.ID
+	return nil
+}
+
+// restore starts the machine: from memory, or by a boot. It puts the layers under the machine, which the next
+// diff lies on.
+func (m *Manager) restore(ctx context.Context, s *owned, from *origin) error {
+	if from.filesOnly {
+		s.update(func(i *Info) { i.BootPath = Cold })
+		return m.boot(ctx, s)
+	}
+	s.update(func(i *Info) { i.BootPath = Restored })
+	chain := m.path(s, chainName)
+	if err := snapshot.Create(chain); err != nil {
+		return err
+	}
+	if err := snapshot.LinkLayers(from.dir, chain, s.source.Layers); err != nil {
+		return err
+	}
+	memory, err := m.cfg.Memory.Provide(ctx, MemoryUse{
+		ID: s.now.ID, Dir: m.dir(s.now.ID), From: from.dir, Layers: s.source.Layers, Shared: from.shared,
+	})
+	if err != nil {
+		return err
+	}
+	s.stopped, s.frozen = true, true
+	machine, err := m.cfg.VMM.Restore(ctx, RestoreSpec{
+		ID: s.now.ID, Dir: m.dir(s.now.ID), Slot: s.now.Slot, MemoryMiB: s.now.MemoryMiB,
+		StatePath: from.dir + string(os.PathSeparator) + snapshot.StateName, Memory: memory, Limits: s.now.Limits,
+	})
+	if machine != nil {
+		s.machine = machine // also beside an error: it may still run
+	}
+	return err
+}
+
+// firstInit is what the guest of a restored sandbox is told while its users' processes still stand still. A
+// clone gets a name, an identity and an environment of its own.
+func (s *owned) firstInit(from *origin) GuestInit {
+	init := GuestInit{AccessToken: s.token, EnvVars: s.env}
+	if !from.filesOnly {
+		init.FormerToken, init.SetClock, init.Entropy = s.source.AccessToken, true, entropy()
+	}
+	if from.shared {
+		init.Hostname, init.MachineID = s.now.ID, machineID()
+	}
+	return init
+}
+
+// entropy is what a guest's random state is mixed with: 32 bytes are what the kernel's takes to be new.
+func entropy() []byte {
+	raw := make([]byte, 32)
+	_, _ = rand.Read(raw) // never fails: it ends the program instead
+	return raw
+}
+
+// machineID is as machine-id(5) asks: a version 4 UUID without dashes.
+func machineID() string {
+	raw := entropy()[:16]
+	raw[6] = raw[6]&0x0f | 0x40
+	raw[8] = raw[8]&0x3f | 0x80
+	return hex.EncodeToString(raw)
+}
+
+// plainStages are the steps' times as they are.
+func plainStages(timings []step.Timing) []Stage {
+	out := make([]Stage, 0, len(timings))
+	for _, t := range timings {
+		out = append(out, Stage(t))
+	}
+	return out
+}

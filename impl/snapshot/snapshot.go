@@ -1,0 +1,228 @@
+// Package snapshot is the format of the directories that keep a machine which does not run: its memory's
+// layers, the VMM's state and its disk, under a manifest that is written last and names them all.
+//
+// Every file of a committed directory is immutable, so directories share files by hard links and the file
+// system counts the references. A directory is written beside its place, sealed, and put there by one
+// rename; what has no manifest was never finished, and what does not fit its manifest is refused by the
+// file's name.
+package snapshot
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"wrenn/impl/internal/atomicfile"
+)
+
+// Names of files in a snapshot's directory.
+const (
+	// ManifestName is of the file that is written last.
+	ManifestName = "manifest.json"
+	// StateName is of the VMM's own state file.
+	StateName = "vmstate"
+	// memoryPrefix begins the names of the layers of memory: memory.0, memory.0.hdr, memory.1, ...
+	memoryPrefix = "memory."
+	// FlatName is of a cache beside the snapshot's own files, which no manifest names: the layers in one file.
+	// What is named after it belongs to it.
+	FlatName = "memory.flat"
+	// WorkingSetName is of another: which pages are needed first.
+	WorkingSetName = "memory.first"
+)
+
+// LayerName is the name of the data of the n-th layer of memory.
+func LayerName(n int) string { return memoryPrefix + strconv.Itoa(n) }
+
+// HeaderName is the name of the header of the n-th layer of memory.
+func HeaderName(n int) string { return LayerName(n) + ".hdr" }
+
+// isLayerData tells the files whose checksums are in their headers, piece by piece, and not in the manifest.
+func isLayerData(name string) bool {
+	n, ok := strings.CutPrefix(name, memoryPrefix)
+	if !ok {
+		return false
+	}
+	_, err := strconv.ParseUint(n, 10, 16)
+	return err == nil
+}
+
+// isCache tells the files that are not part of a snapshot though they lie beside it.
+func isCache(name string) bool {
+	return strings.HasPrefix(name, FlatName) || strings.HasPrefix(name, WorkingSetName)
+}
+
+// Layers counts the layers of memory in dir from the first on, by their headers; 0 where dir does not exist.
+func Layers(dir string) (int, error) {
+	for n := 0; ; n++ {
+		_, err := os.Stat(filepath.Join(dir, HeaderName(n)))
+		if errors.Is(err, fs.ErrNotExist) {
+			return n, nil
+		}
+		if err != nil {
+			return 0, fmt.Errorf("count layers: %w", err)
+		}
+	}
+}
+
+// NewID returns 16 random bytes in hexadecimal.
+func NewID() string {
+	var raw [16]byte
+	_, _ = rand.Read(raw[:]) // never fails: it ends the program instead
+	return hex.EncodeToString(raw[:])
+}
+
+// Create makes dir afresh; what an unfinished snapshot has left there is removed.
+func Create(dir string) error {
+	if err := os.RemoveAll(dir); err != nil {
+		return fmt.Errorf("remove an unfinished snapshot: %w", err)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return fmt.Errorf("make a snapshot's directory: %w", err)
+	}
+	return nil
+}
+
+// LinkLayers hard-links the first n layers of memory with their headers from one directory to another.
+func LinkLayers(from, to string, n int) error {
+	for i := range n {
+		for _, name := range []string{LayerName(i), HeaderName(i)} {
+			if err := os.Link(filepath.Join(from, name), filepath.Join(to, name)); err != nil {
+				return fmt.Errorf("link a layer of memory: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+// Link hard-links every file that m names from one directory to another; the manifest is not among them.
+func Link(from, to string, m Manifest) error {
+	for _, f := range m.Files {
+		if err := os.Link(filepath.Join(from, f.Name), filepath.Join(to, f.Name)); err != nil {
+			return fmt.Errorf("link a file of a snapshot: %w", err)
+		}
+	}
+	return nil
+}
+
+// Seal completes the snapshot in dir: it syncs every file, notes sizes and checksums in m, writes the
+// manifest and syncs the directory. It returns the manifest as written.
+func Seal(ctx context.Context, dir string, m Manifest) (Manifest, error) {
+	names, err := filesOf(dir)
+	if err != nil {
+		return m, err
+	}
+	m.Files = nil
+	for _, name := range names {
+		f, err := describe(ctx, dir, name)
+		if err != nil {
+			return m, fmt.Errorf("seal a snapshot: %w", err)
+		}
+		m.Files = append(m.Files, f)
+	}
+	data, err := m.encode()
+	if err != nil {
+		return m, err
+	}
+	return m, atomicfile.Write(filepath.Join(dir, ManifestName), data, 0o600)
+}
+
+// filesOf lists the snapshot's own files in dir but the manifest, by name.
+func filesOf(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("list a snapshot: %w", err)
+	}
+	var names []string
+	for _, e := range entries {
+		if e.Name() == ManifestName || isCache(e.Name()) {
+			continue
+		}
+		if !e.Type().IsRegular() {
+			return nil, fmt.Errorf("%w: %s is no regular file", ErrDamaged, filepath.Join(dir, e.Name()))
+		}
+		names = append(names, e.Name())
+	}
+	return names, nil
+}
+
+// Commit puts the sealed snapshot at from in the place of the one at to by one rename, and makes it durable.
+// The former one, if there was one, is at from afterwards; a second Commit puts it back.
+func Commit(from, to string) error {
+	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_EXCHANGE)
+	if errors.Is(err, unix.ENOENT) {
+		err = unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
+	}
+	if err != nil {
+		return fmt.Errorf("commit %s as %s: %w", from, to, err)
+	}
+	return errors.Join(atomicfile.SyncDir(filepath.Dir(from)), atomicfile.SyncDir(filepath.Dir(to)))
+}
+
+// Load reads the snapshot in dir and compares every file with the manifest, save the data of memory's
+// layers, whose checksums are in their headers. What it refuses wraps ErrDamaged and names the file.
+func Load(ctx context.Context, dir string) (Manifest, error) {
+	m, err := Read(dir)
+	if err != nil {
+		return m, err
+	}
+	names, err := filesOf(dir)
+	if err != nil {
+		return m, err
+	}
+	for _, name := range names {
+		if !slices.ContainsFunc(m.Files, func(f File) bool { return f.Name == name }) {
+			return m, fmt.Errorf("%w: %s is not of this snapshot", ErrDamaged, filepath.Join(dir, name))
+		}
+	}
+	for _, f := range m.Files {
+		if err := f.verify(ctx, dir); err != nil {
+			return m, err
+		}
+	}
+	return m, nil
+}
+
+// Size is how many bytes the files below the paths take on the disk: allocated blocks, each file once however
+// many names it has. What does not exist takes none.
+func Size(paths ...string) (int64, error) {
+	type inode struct{ dev, ino uint64 }
+	seen := map[inode]bool{}
+	var total int64
+	for _, path := range paths {
+		err := filepath.WalkDir(path, func(path string, d fs.DirEntry, err error) error {
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil // it has gone meanwhile
+			}
+			if err != nil || !d.Type().IsRegular() {
+				return err
+			}
+			var st unix.Stat_t
+			if err := unix.Lstat(path, &st); err != nil {
+				if errors.Is(err, unix.ENOENT) {
+					return nil
+				}
+				return fmt.Errorf("size of %s: %w", path, err)
+			}
+			key := inode{st.Dev, st.Ino}
+			if !seen[key] {
+				seen[key] = true
+				total += st.Blocks * 512
+			}
+			return nil
+		})
+		if err != nil {
+			return 0, err
+		}
+	}
+	return total, nil
+}
