@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"wrenn/impl/agentclient"
 	"wrenn/impl/store"
 )
 
@@ -228,4 +229,22 @@ func TestA06_PauseConnectAndKillAtRandomLeaveNothing(t *testing.T) {
 	}
 	wg.Wait()
 	eventually(t, "all are gone", func() bool { return len(a.ids()) == 0 && len(p.rows()) == 0 })
+}
+
+// A list that was taken before a request changed the sandbox is no news.
+func TestAStaleObservationChangesNothing(t *testing.T) {
+	p, a := startWithAgent(t)
+	s := trafficServer(t, p, a)
+	id := p.create(nil).SandboxID
+	stale := p.rows()[0]
+	p.pause(id)
+	require.Equal(t, http.StatusCreated, p.do("POST", "/v2/sandboxes/"+id+"/connect", nil).code)
+	fresh := p.rows()[0]
+	got, err := s.adopt(t.Context(), stale, agentclient.Sandbox{ID: id, State: agentclient.StatePaused})
+	require.NoError(t, err)
+	assert.Equal(t, fresh, got)
+	assert.Equal(t, fresh, p.rows()[0])
+	got, err = s.adopt(t.Context(), fresh, agentclient.Sandbox{ID: id, State: agentclient.StatePaused})
+	require.NoError(t, err)
+	assert.Equal(t, store.Paused, got.State)
 }
