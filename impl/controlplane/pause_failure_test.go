@@ -190,6 +190,33 @@ func TestA06_AKillWinsOverAPauseAndAResume(t *testing.T) {
 	}
 }
 
+// The agent could not be told of the kill: the pause comes to its end, and does not take the kill back.
+func TestA06_APauseDoesNotTakeAKillBack(t *testing.T) {
+	p, a := startWithAgent(t)
+	id := p.create(nil).SandboxID
+	reached, killed := make(chan struct{}), make(chan struct{})
+	a.with(func() {
+		a.before = func(call, _ string) error {
+			switch call {
+			case "pause":
+				close(reached)
+				<-killed
+			case "destroy":
+				return lost()
+			}
+			return nil
+		}
+	})
+	code := make(chan int)
+	go func() { code <- p.do("POST", "/sandboxes/"+id+"/pause", nil).code }()
+	<-reached
+	p.do("DELETE", "/sandboxes/"+id, nil).refused(t, http.StatusServiceUnavailable)
+	close(killed)
+	assert.Equal(t, http.StatusNotFound, <-code)
+	assert.Equal(t, isPaused, a.state(id))
+	assert.Equal(t, store.Destroying, p.rows()[0].State)
+}
+
 // An agent may rather refuse to destroy what it is just pausing: then the kill waits.
 func TestA06_AKillWaitsForAnAgentThatIsBusy(t *testing.T) {
 	p, a := startWithAgent(t)
