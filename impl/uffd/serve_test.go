@@ -301,6 +301,7 @@ func TestS10_TheWorkingSetIsRecordedAndPrefetched(t *testing.T) {
 		v.says(t, "ok")
 	}).counts(t)
 	assert.Zero(t, recorded.Prefetched)
+	assert.Less(t, recorded.Faults, int64(first/4), "pages before and behind a fault come along with it")
 	require.FileExists(t, cfg.WorkingSet)
 
 	prefetched := run(func(v *player, s *serving) {
