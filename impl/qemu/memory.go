@@ -3,7 +3,6 @@ package qemu
 import (
 	"fmt"
 	"os"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -91,8 +90,6 @@ func (m *memory) saveShared(dst *memoryFile) error {
 		if err != nil {
 			return err
 		}
-		start -= start % chunk
-		start = max(start, at)
 		if err := dst.clear(at, start-at); err != nil {
 			return err
 		}
@@ -221,7 +218,7 @@ func (s *privateSave) readChanged(buf []byte, address uintptr) error {
 	remote := make([]unix.RemoteIovec, len(s.runs))
 	want := 0
 	for i, r := range s.runs {
-		local[i].Base = unsafe.SliceData(buf[r.start:])
+		local[i].Base = &buf[r.start]
 		local[i].SetLen(r.end - r.start)
 		remote[i] = unix.RemoteIovec{Base: address + uintptr(r.start), Len: r.end - r.start}
 		want += r.end - r.start
