@@ -128,7 +128,7 @@ func TestS07_PrivateMemory(t *testing.T) {
 		diff, full := filepath.Join(dir, fmt.Sprintf("diff%d", round)), filepath.Join(dir, fmt.Sprintf("full%d", round))
 		save(t, m, true, diff)
 		got := layer(t, diff, someMemory)
-		require.Len(t, got, len(wrote), "pages in the diff, round %d", round)
+		require.Equal(t, len(wrote), len(got), "pages in the diff, round %d", round)
 		for at := range wrote {
 			require.True(t, bytes.Equal(pages[at:at+pageSize], got[at]), "page %d", at/pageSize)
 		}
