@@ -40,7 +40,8 @@ func newMemory(size int64) (*memory, error) {
 // openMemory takes a memory file as the memory of a machine that is loaded. The file stays as it is. Unlike
 // Firecracker it refuses one that is larger than the machine's memory, too: it is another machine's.
 func openMemory(path string, size int64) (*memory, error) {
-	f, err := os.Open(path)
+	// Of a FIFO there is nothing to wait for.
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("Failed to load guest memory: %s", osText(err)) //nolint:staticcheck // Firecracker's words
 	}

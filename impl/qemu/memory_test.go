@@ -201,6 +201,10 @@ func TestMemoryFiles(t *testing.T) {
 		_, err = openMemory(path, size)
 		require.ErrorContains(t, err, fmt.Sprintf("memory file %s has 8192 bytes, the machine of the snapshot has %d", path, size))
 	}
+	fifo := filepath.Join(dir, "fifo")
+	require.NoError(t, unix.Mkfifo(fifo, 0o600))
+	_, err = openMemory(fifo, 4096)
+	require.ErrorContains(t, err, "has 0 bytes")
 	_, err = openMemoryFile("/nonexistent/memory", 4096)
 	require.ErrorContains(t, err, "Cannot perform open on the memory backing file: No such file or directory (os error 2)")
 	_, err = openMemoryFile("/dev/null", 4096)

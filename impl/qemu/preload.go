@@ -78,11 +78,11 @@ const (
 	ioctlUffdNew      = 0xaa00 // of /dev/userfaultfd
 )
 
-type uffdAPIArg struct{ api, features, ioctls uint64 }
+type uffdAPIArg struct{ api, features, _ uint64 } // the last is an answer
 type uffdRange struct{ start, length uint64 }
 type uffdRegisterArg struct {
 	uffdRange
-	mode, ioctls uint64
+	mode, _ uint64 // the last is an answer
 }
 
 // registerFaults makes a userfaultfd, as Firecracker's is, that tells of missing pages. It is a bare number,
