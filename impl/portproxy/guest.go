@@ -38,6 +38,8 @@ type guest struct {
 	dial      func(ctx context.Context, network, addr string) (net.Conn, error)
 	transport *http.Transport
 
+	inFlight atomic.Int64 // exchanges under way
+
 	proxies sync.Map // proxyKey → *httputil.ReverseProxy
 	cached  atomic.Int64
 

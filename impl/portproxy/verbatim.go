@@ -40,7 +40,7 @@ const keyPrefix = "e2b_"
 // dropPrivate removes what is between the client and Wrenn from a request to a guest: routing headers and
 // credentials. The guest daemon's own token and a user's Authorization stay.
 func dropPrivate(h http.Header) {
-	for _, name := range []string{headerID, headerPort, "E2b-Traffic-Access-Token", transport.AgentTokenHeader} {
+	for _, name := range []string{headerID, headerPort, headerTraffic, transport.AgentTokenHeader} {
 		h.Del(name)
 	}
 	if strings.HasPrefix(h.Get("X-Api-Key"), keyPrefix) {
@@ -49,13 +49,6 @@ func dropPrivate(h http.Header) {
 	if _, value, ok := strings.Cut(h.Get("Authorization"), " "); ok && strings.HasPrefix(value, keyPrefix) {
 		h.Del("Authorization")
 	}
-}
-
-// pass hands a request to proxy such that its answer comes back as the guest sent it, and may begin before
-// the body has been read: left to itself, net/http's server would first swallow what is left of the body.
-func pass(proxy *httputil.ReverseProxy, w http.ResponseWriter, r *http.Request) {
-	_ = http.NewResponseController(w).EnableFullDuplex() // an error means that it cannot be otherwise
-	proxy.ServeHTTP(verbatim{w}, r)
 }
 
 // verbatim keeps net/http's server from adding a Content-Type or Date that the guest did not send.
