@@ -55,6 +55,21 @@ const (
 	// HostAgentServiceSetSandboxNetworkProcedure is the fully-qualified name of the HostAgentService's
 	// SetSandboxNetwork RPC.
 	HostAgentServiceSetSandboxNetworkProcedure = "/hostagent.v1.HostAgentService/SetSandboxNetwork"
+	// HostAgentServicePauseSandboxProcedure is the fully-qualified name of the HostAgentService's
+	// PauseSandbox RPC.
+	HostAgentServicePauseSandboxProcedure = "/hostagent.v1.HostAgentService/PauseSandbox"
+	// HostAgentServiceResumeSandboxProcedure is the fully-qualified name of the HostAgentService's
+	// ResumeSandbox RPC.
+	HostAgentServiceResumeSandboxProcedure = "/hostagent.v1.HostAgentService/ResumeSandbox"
+	// HostAgentServiceSnapshotSandboxProcedure is the fully-qualified name of the HostAgentService's
+	// SnapshotSandbox RPC.
+	HostAgentServiceSnapshotSandboxProcedure = "/hostagent.v1.HostAgentService/SnapshotSandbox"
+	// HostAgentServiceListSnapshotsProcedure is the fully-qualified name of the HostAgentService's
+	// ListSnapshots RPC.
+	HostAgentServiceListSnapshotsProcedure = "/hostagent.v1.HostAgentService/ListSnapshots"
+	// HostAgentServiceDeleteSnapshotProcedure is the fully-qualified name of the HostAgentService's
+	// DeleteSnapshot RPC.
+	HostAgentServiceDeleteSnapshotProcedure = "/hostagent.v1.HostAgentService/DeleteSnapshot"
 	// HostAgentServiceGetSandboxLogsProcedure is the fully-qualified name of the HostAgentService's
 	// GetSandboxLogs RPC.
 	HostAgentServiceGetSandboxLogsProcedure = "/hostagent.v1.HostAgentService/GetSandboxLogs"
@@ -82,6 +97,20 @@ type HostAgentServiceClient interface {
 	// SetSandboxNetwork replaces what a running sandbox may reach, for open connections too. It returns
 	// when that is in force and survives the agent.
 	SetSandboxNetwork(context.Context, *connect.Request[v1.SetSandboxNetworkRequest]) (*connect.Response[v1.SetSandboxNetworkResponse], error)
+	// PauseSandbox stops a running sandbox and keeps its memory and disk, or its disk alone, on this host. It
+	// returns when that is durable; on an error the sandbox runs on.
+	PauseSandbox(context.Context, *connect.Request[v1.PauseSandboxRequest]) (*connect.Response[v1.PauseSandboxResponse], error)
+	// ResumeSandbox lets a paused sandbox go on and returns when the daemon in its guest answers; on an error it
+	// stays paused. A running one only gets the deadline.
+	ResumeSandbox(context.Context, *connect.Request[v1.ResumeSandboxRequest]) (*connect.Response[v1.ResumeSandboxResponse], error)
+	// SnapshotSandbox keeps a running or paused sandbox's memory and disk under a name, to create others from;
+	// the sandbox goes on.
+	SnapshotSandbox(context.Context, *connect.Request[v1.SnapshotSandboxRequest]) (*connect.Response[v1.SnapshotSandboxResponse], error)
+	// ListSnapshots returns the host's named snapshots.
+	ListSnapshots(context.Context, *connect.Request[v1.ListSnapshotsRequest]) (*connect.Response[v1.ListSnapshotsResponse], error)
+	// DeleteSnapshot removes a named snapshot; failed_precondition while sandboxes that were created from it
+	// are there, unless forced.
+	DeleteSnapshot(context.Context, *connect.Request[v1.DeleteSnapshotRequest]) (*connect.Response[v1.DeleteSnapshotResponse], error)
 	// GetSandboxLogs returns the last bytes of the guest's console.
 	GetSandboxLogs(context.Context, *connect.Request[v1.GetSandboxLogsRequest]) (*connect.Response[v1.GetSandboxLogsResponse], error)
 	// ListNetworks returns the slots in use and who has them.
@@ -143,6 +172,36 @@ func NewHostAgentServiceClient(httpClient connect.HTTPClient, baseURL string, op
 			connect.WithSchema(hostAgentServiceMethods.ByName("SetSandboxNetwork")),
 			connect.WithClientOptions(opts...),
 		),
+		pauseSandbox: connect.NewClient[v1.PauseSandboxRequest, v1.PauseSandboxResponse](
+			httpClient,
+			baseURL+HostAgentServicePauseSandboxProcedure,
+			connect.WithSchema(hostAgentServiceMethods.ByName("PauseSandbox")),
+			connect.WithClientOptions(opts...),
+		),
+		resumeSandbox: connect.NewClient[v1.ResumeSandboxRequest, v1.ResumeSandboxResponse](
+			httpClient,
+			baseURL+HostAgentServiceResumeSandboxProcedure,
+			connect.WithSchema(hostAgentServiceMethods.ByName("ResumeSandbox")),
+			connect.WithClientOptions(opts...),
+		),
+		snapshotSandbox: connect.NewClient[v1.SnapshotSandboxRequest, v1.SnapshotSandboxResponse](
+			httpClient,
+			baseURL+HostAgentServiceSnapshotSandboxProcedure,
+			connect.WithSchema(hostAgentServiceMethods.ByName("SnapshotSandbox")),
+			connect.WithClientOptions(opts...),
+		),
+		listSnapshots: connect.NewClient[v1.ListSnapshotsRequest, v1.ListSnapshotsResponse](
+			httpClient,
+			baseURL+HostAgentServiceListSnapshotsProcedure,
+			connect.WithSchema(hostAgentServiceMethods.ByName("ListSnapshots")),
+			connect.WithClientOptions(opts...),
+		),
+		deleteSnapshot: connect.NewClient[v1.DeleteSnapshotRequest, v1.DeleteSnapshotResponse](
+			httpClient,
+			baseURL+HostAgentServiceDeleteSnapshotProcedure,
+			connect.WithSchema(hostAgentServiceMethods.ByName("DeleteSnapshot")),
+			connect.WithClientOptions(opts...),
+		),
 		getSandboxLogs: connect.NewClient[v1.GetSandboxLogsRequest, v1.GetSandboxLogsResponse](
 			httpClient,
 			baseURL+HostAgentServiceGetSandboxLogsProcedure,
@@ -173,6 +232,11 @@ type hostAgentServiceClient struct {
 	destroySandbox     *connect.Client[v1.DestroySandboxRequest, v1.DestroySandboxResponse]
 	setSandboxDeadline *connect.Client[v1.SetSandboxDeadlineRequest, v1.SetSandboxDeadlineResponse]
 	setSandboxNetwork  *connect.Client[v1.SetSandboxNetworkRequest, v1.SetSandboxNetworkResponse]
+	pauseSandbox       *connect.Client[v1.PauseSandboxRequest, v1.PauseSandboxResponse]
+	resumeSandbox      *connect.Client[v1.ResumeSandboxRequest, v1.ResumeSandboxResponse]
+	snapshotSandbox    *connect.Client[v1.SnapshotSandboxRequest, v1.SnapshotSandboxResponse]
+	listSnapshots      *connect.Client[v1.ListSnapshotsRequest, v1.ListSnapshotsResponse]
+	deleteSnapshot     *connect.Client[v1.DeleteSnapshotRequest, v1.DeleteSnapshotResponse]
 	getSandboxLogs     *connect.Client[v1.GetSandboxLogsRequest, v1.GetSandboxLogsResponse]
 	listNetworks       *connect.Client[v1.ListNetworksRequest, v1.ListNetworksResponse]
 	reclaimNetworks    *connect.Client[v1.ReclaimNetworksRequest, v1.ReclaimNetworksResponse]
@@ -213,6 +277,31 @@ func (c *hostAgentServiceClient) SetSandboxNetwork(ctx context.Context, req *con
 	return c.setSandboxNetwork.CallUnary(ctx, req)
 }
 
+// PauseSandbox calls hostagent.v1.HostAgentService.PauseSandbox.
+func (c *hostAgentServiceClient) PauseSandbox(ctx context.Context, req *connect.Request[v1.PauseSandboxRequest]) (*connect.Response[v1.PauseSandboxResponse], error) {
+	return c.pauseSandbox.CallUnary(ctx, req)
+}
+
+// ResumeSandbox calls hostagent.v1.HostAgentService.ResumeSandbox.
+func (c *hostAgentServiceClient) ResumeSandbox(ctx context.Context, req *connect.Request[v1.ResumeSandboxRequest]) (*connect.Response[v1.ResumeSandboxResponse], error) {
+	return c.resumeSandbox.CallUnary(ctx, req)
+}
+
+// SnapshotSandbox calls hostagent.v1.HostAgentService.SnapshotSandbox.
+func (c *hostAgentServiceClient) SnapshotSandbox(ctx context.Context, req *connect.Request[v1.SnapshotSandboxRequest]) (*connect.Response[v1.SnapshotSandboxResponse], error) {
+	return c.snapshotSandbox.CallUnary(ctx, req)
+}
+
+// ListSnapshots calls hostagent.v1.HostAgentService.ListSnapshots.
+func (c *hostAgentServiceClient) ListSnapshots(ctx context.Context, req *connect.Request[v1.ListSnapshotsRequest]) (*connect.Response[v1.ListSnapshotsResponse], error) {
+	return c.listSnapshots.CallUnary(ctx, req)
+}
+
+// DeleteSnapshot calls hostagent.v1.HostAgentService.DeleteSnapshot.
+func (c *hostAgentServiceClient) DeleteSnapshot(ctx context.Context, req *connect.Request[v1.DeleteSnapshotRequest]) (*connect.Response[v1.DeleteSnapshotResponse], error) {
+	return c.deleteSnapshot.CallUnary(ctx, req)
+}
+
 // GetSandboxLogs calls hostagent.v1.HostAgentService.GetSandboxLogs.
 func (c *hostAgentServiceClient) GetSandboxLogs(ctx context.Context, req *connect.Request[v1.GetSandboxLogsRequest]) (*connect.Response[v1.GetSandboxLogsResponse], error) {
 	return c.getSandboxLogs.CallUnary(ctx, req)
@@ -244,6 +333,20 @@ type HostAgentServiceHandler interface {
 	// SetSandboxNetwork replaces what a running sandbox may reach, for open connections too. It returns
 	// when that is in force and survives the agent.
 	SetSandboxNetwork(context.Context, *connect.Request[v1.SetSandboxNetworkRequest]) (*connect.Response[v1.SetSandboxNetworkResponse], error)
+	// PauseSandbox stops a running sandbox and keeps its memory and disk, or its disk alone, on this host. It
+	// returns when that is durable; on an error the sandbox runs on.
+	PauseSandbox(context.Context, *connect.Request[v1.PauseSandboxRequest]) (*connect.Response[v1.PauseSandboxResponse], error)
+	// ResumeSandbox lets a paused sandbox go on and returns when the daemon in its guest answers; on an error it
+	// stays paused. A running one only gets the deadline.
+	ResumeSandbox(context.Context, *connect.Request[v1.ResumeSandboxRequest]) (*connect.Response[v1.ResumeSandboxResponse], error)
+	// SnapshotSandbox keeps a running or paused sandbox's memory and disk under a name, to create others from;
+	// the sandbox goes on.
+	SnapshotSandbox(context.Context, *connect.Request[v1.SnapshotSandboxRequest]) (*connect.Response[v1.SnapshotSandboxResponse], error)
+	// ListSnapshots returns the host's named snapshots.
+	ListSnapshots(context.Context, *connect.Request[v1.ListSnapshotsRequest]) (*connect.Response[v1.ListSnapshotsResponse], error)
+	// DeleteSnapshot removes a named snapshot; failed_precondition while sandboxes that were created from it
+	// are there, unless forced.
+	DeleteSnapshot(context.Context, *connect.Request[v1.DeleteSnapshotRequest]) (*connect.Response[v1.DeleteSnapshotResponse], error)
 	// GetSandboxLogs returns the last bytes of the guest's console.
 	GetSandboxLogs(context.Context, *connect.Request[v1.GetSandboxLogsRequest]) (*connect.Response[v1.GetSandboxLogsResponse], error)
 	// ListNetworks returns the slots in use and who has them.
@@ -301,6 +404,36 @@ func NewHostAgentServiceHandler(svc HostAgentServiceHandler, opts ...connect.Han
 		connect.WithSchema(hostAgentServiceMethods.ByName("SetSandboxNetwork")),
 		connect.WithHandlerOptions(opts...),
 	)
+	hostAgentServicePauseSandboxHandler := connect.NewUnaryHandler(
+		HostAgentServicePauseSandboxProcedure,
+		svc.PauseSandbox,
+		connect.WithSchema(hostAgentServiceMethods.ByName("PauseSandbox")),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostAgentServiceResumeSandboxHandler := connect.NewUnaryHandler(
+		HostAgentServiceResumeSandboxProcedure,
+		svc.ResumeSandbox,
+		connect.WithSchema(hostAgentServiceMethods.ByName("ResumeSandbox")),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostAgentServiceSnapshotSandboxHandler := connect.NewUnaryHandler(
+		HostAgentServiceSnapshotSandboxProcedure,
+		svc.SnapshotSandbox,
+		connect.WithSchema(hostAgentServiceMethods.ByName("SnapshotSandbox")),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostAgentServiceListSnapshotsHandler := connect.NewUnaryHandler(
+		HostAgentServiceListSnapshotsProcedure,
+		svc.ListSnapshots,
+		connect.WithSchema(hostAgentServiceMethods.ByName("ListSnapshots")),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostAgentServiceDeleteSnapshotHandler := connect.NewUnaryHandler(
+		HostAgentServiceDeleteSnapshotProcedure,
+		svc.DeleteSnapshot,
+		connect.WithSchema(hostAgentServiceMethods.ByName("DeleteSnapshot")),
+		connect.WithHandlerOptions(opts...),
+	)
 	hostAgentServiceGetSandboxLogsHandler := connect.NewUnaryHandler(
 		HostAgentServiceGetSandboxLogsProcedure,
 		svc.GetSandboxLogs,
@@ -335,6 +468,16 @@ func NewHostAgentServiceHandler(svc HostAgentServiceHandler, opts ...connect.Han
 			hostAgentServiceSetSandboxDeadlineHandler.ServeHTTP(w, r)
 		case HostAgentServiceSetSandboxNetworkProcedure:
 			hostAgentServiceSetSandboxNetworkHandler.ServeHTTP(w, r)
+		case HostAgentServicePauseSandboxProcedure:
+			hostAgentServicePauseSandboxHandler.ServeHTTP(w, r)
+		case HostAgentServiceResumeSandboxProcedure:
+			hostAgentServiceResumeSandboxHandler.ServeHTTP(w, r)
+		case HostAgentServiceSnapshotSandboxProcedure:
+			hostAgentServiceSnapshotSandboxHandler.ServeHTTP(w, r)
+		case HostAgentServiceListSnapshotsProcedure:
+			hostAgentServiceListSnapshotsHandler.ServeHTTP(w, r)
+		case HostAgentServiceDeleteSnapshotProcedure:
+			hostAgentServiceDeleteSnapshotHandler.ServeHTTP(w, r)
 		case HostAgentServiceGetSandboxLogsProcedure:
 			hostAgentServiceGetSandboxLogsHandler.ServeHTTP(w, r)
 		case HostAgentServiceListNetworksProcedure:
@@ -376,6 +519,26 @@ func (UnimplementedHostAgentServiceHandler) SetSandboxDeadline(context.Context, 
 
 func (UnimplementedHostAgentServiceHandler) SetSandboxNetwork(context.Context, *connect.Request[v1.SetSandboxNetworkRequest]) (*connect.Response[v1.SetSandboxNetworkResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.SetSandboxNetwork is not implemented"))
+}
+
+func (UnimplementedHostAgentServiceHandler) PauseSandbox(context.Context, *connect.Request[v1.PauseSandboxRequest]) (*connect.Response[v1.PauseSandboxResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.PauseSandbox is not implemented"))
+}
+
+func (UnimplementedHostAgentServiceHandler) ResumeSandbox(context.Context, *connect.Request[v1.ResumeSandboxRequest]) (*connect.Response[v1.ResumeSandboxResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.ResumeSandbox is not implemented"))
+}
+
+func (UnimplementedHostAgentServiceHandler) SnapshotSandbox(context.Context, *connect.Request[v1.SnapshotSandboxRequest]) (*connect.Response[v1.SnapshotSandboxResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.SnapshotSandbox is not implemented"))
+}
+
+func (UnimplementedHostAgentServiceHandler) ListSnapshots(context.Context, *connect.Request[v1.ListSnapshotsRequest]) (*connect.Response[v1.ListSnapshotsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.ListSnapshots is not implemented"))
+}
+
+func (UnimplementedHostAgentServiceHandler) DeleteSnapshot(context.Context, *connect.Request[v1.DeleteSnapshotRequest]) (*connect.Response[v1.DeleteSnapshotResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.DeleteSnapshot is not implemented"))
 }
 
 func (UnimplementedHostAgentServiceHandler) GetSandboxLogs(context.Context, *connect.Request[v1.GetSandboxLogsRequest]) (*connect.Response[v1.GetSandboxLogsResponse], error) {
