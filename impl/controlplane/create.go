@@ -140,6 +140,7 @@ func (s *server) createSandbox(w http.ResponseWriter, r *http.Request, begin tim
 	row := store.Sandbox{
 		ID: newID(), Template: template, Agent: agent.Name(), State: store.Creating, Metadata: body.Metadata,
 		CreatedAt: now, StartedAt: now, EndAt: now.Add(timeout), OnTimeout: "kill",
+		PrivateTraffic: body.Network.private(), MaskRequestHost: body.Network.mask(),
 	}
 	setRules(&row, rules)
 	// What has begun is brought to an end, even if the client hangs up.

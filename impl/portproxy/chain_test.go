@@ -105,11 +105,11 @@ func (c *chain) wake(ctx context.Context, id string) error {
 }
 
 // newHTTPChain is newChain before a server of handler.
-func newHTTPChain(t *testing.T, handler http.Handler) *chain {
+func newHTTPChain(t *testing.T, handler http.Handler, settings ...func(*chain)) *chain {
 	t.Helper()
 	g := httptest.NewServer(handler)
 	t.Cleanup(g.Close)
-	return newChain(t, g.Listener.Addr())
+	return newChain(t, g.Listener.Addr(), settings...)
 }
 
 func (c *chain) lookup(_ context.Context, id string) (netip.Addr, error) {

@@ -112,6 +112,12 @@ func (ts *tunnels) start(w http.ResponseWriter, up *upgrade, done func()) error 
 		done()
 		return nil // the client is told by the end of its connection
 	}
+	ts.join(t)
+	return nil
+}
+
+// join carries bytes through t, which has been added, until both directions have ended or one has failed.
+func (ts *tunnels) join(t *tunnel) {
 	t.left.Store(2)
 	for i, way := range [][2]net.Conn{{t.client, t.guest}, {t.guest, t.client}} {
 		go func() {
@@ -126,7 +132,6 @@ func (ts *tunnels) start(w http.ResponseWriter, up *upgrade, done func()) error 
 			}
 		}()
 	}
-	return nil
 }
 
 // unread returns what the transport has read of the connection beyond the answer's header. A deadline that
