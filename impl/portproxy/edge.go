@@ -108,6 +108,7 @@ func (e *Edge) newProxy(rt http.RoundTripper) *httputil.ReverseProxy {
 func rewriteAtEdge(pr *httputil.ProxyRequest) {
 	to := pr.In.Context().Value(routedKey{}).(routed)
 	dropPrivate(pr.Out.Header)
+	pr.Out.Trailer = pr.In.Trailer // the map itself: it is filled when the body ends
 	setTarget(pr, *to.target.URL, pathPrefix+to.to.id+"/"+strconv.Itoa(int(to.to.port))+rawTarget(pr.In))
 	if to.target.MaskHost != "" && to.to.port != EnvdPort {
 		pr.Out.Host = strings.ReplaceAll(to.target.MaskHost, "${PORT}", strconv.Itoa(int(to.to.port)))

@@ -4,15 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
-	"net/http"
 	"net/http/httputil"
 	"net/netip"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
+
+	"wrenn/impl/transport"
 )
 
 // errEvicted is why a sandbox's connections end when it is evicted.
@@ -36,7 +35,7 @@ const (
 type guest struct {
 	addr      netip.Addr
 	dial      func(ctx context.Context, network, addr string) (net.Conn, error)
-	transport *http.Transport
+	transport *transport.GuestPort
 
 	inFlight atomic.Int64 // exchanges under way
 
@@ -66,30 +65,6 @@ func (c *guestConn) Close() error {
 	delete(c.guest.conns, c)
 	c.guest.mu.Unlock()
 	return c.TCPConn.Close()
-}
-
-// answerGrace is how long a failed write to a guest is kept from the transport. A server that refuses an
-// upload answers and closes at once; the transport would drop the answer, which has come in already, when
-// it hears of the broken write first. A quarter of a second lets its reader be scheduled on a busy machine.
-const answerGrace = 250 * time.Millisecond
-
-// Write writes p; a reset by the guest is reported after answerGrace.
-func (c *guestConn) Write(p []byte) (int, error) {
-	n, err := c.TCPConn.Write(p)
-	return n, c.hold(err)
-}
-
-// ReadFrom copies a request's body to the guest; a reset by the guest is reported after answerGrace.
-func (c *guestConn) ReadFrom(r io.Reader) (int64, error) {
-	n, err := c.TCPConn.ReadFrom(r)
-	return n, c.hold(err)
-}
-
-func (c *guestConn) hold(err error) error {
-	if (errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)) && !c.guest.isEvicted() {
-		time.Sleep(answerGrace)
-	}
-	return err
 }
 
 // proxy returns the ReverseProxy for port under the public name host, made by build on first use.
@@ -160,5 +135,4 @@ func (g *guest) evict() {
 		_ = c.SetLinger(0)
 		_ = c.TCPConn.Close()
 	}
-	g.transport.CloseIdleConnections()
 }

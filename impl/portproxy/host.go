@@ -192,6 +192,7 @@ func (h *Host) newProxy(g *guest, to route) *httputil.ReverseProxy {
 		Rewrite: func(pr *httputil.ProxyRequest) {
 			_, rest, _ := pathRoute(pr.In.RequestURI)
 			dropPrivate(pr.Out.Header)
+			pr.Out.Trailer = pr.In.Trailer // the map itself: it is filled when the body ends
 			if h.defects.JoinPath {
 				rest = path.Join("/", pr.In.URL.Path[len(pathPrefix)+len(to.id)+1+len(strconv.Itoa(int(to.port))):])
 			}

@@ -46,7 +46,8 @@ func (f pathForm) reference(ref string) string {
 	if sameHost(host, f.mask, scheme) {
 		return f.prefix(f.to.port) + below(rest)
 	}
-	if name, port := splitHost(host, scheme); port != 0 && f.isOwn(name) {
+	name, port := splitHost(host, scheme)
+	if port != 0 && (f.isOwn(name) || port == f.to.port && f.isPublicName(name)) {
 		return f.prefix(port) + below(rest)
 	}
 	return ref
@@ -62,6 +63,13 @@ func (f pathForm) relative(ref string) string {
 		return ref
 	}
 	return f.prefix(f.to.port) + below(merged)
+}
+
+// isPublicName says whether name is public's, whatever its port: servers that know the name from Host and
+// the port from their socket, as nginx does, put the two together.
+func (f pathForm) isPublicName(name string) bool {
+	public, _ := splitHost(f.public, "")
+	return strings.EqualFold(name, public)
 }
 
 // isOwn says whether a host name means the guest itself: loopback, or one of its addresses.

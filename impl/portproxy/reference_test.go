@@ -58,6 +58,8 @@ var references = []struct{ guest, path, name, headers string }{
 	{"//PUBLIC/x", "//PUBLIC/proxy/abc/8080/x", "//PUBLIC/x", "//PUBLIC/x"},
 	{"http://PUBLIC", "http://PUBLIC/proxy/abc/8080/", "http://PUBLIC/", "http://PUBLIC/"},
 	{"http://PUBLIC/proxy/abc/8080/x", "http://PUBLIC/proxy/abc/8080/proxy/abc/8080/x", "http://PUBLIC/proxy/abc/8080/x", "http://PUBLIC/proxy/abc/8080/x"},
+	{"http://NAME:8080/x", "/proxy/abc/8080/x", "/x", "/x"}, // the public name with the guest's own port
+	{"http://NAME:8081/x", "http://NAME:8081/x", "http://NAME:8081/x", "http://NAME:8081/x"},
 	// Relative to what was asked for.
 	{"x", "x", "x", "x"}, {"./x", "./x", "./x", "./x"}, {"../x", "../x", "../x", "../x"}, {"?x", "?x", "?x", "?x"}, {"#x", "#x", "#x", "#x"}, {"", "", "", ""},
 	{"../../x", "/proxy/abc/8080/x", "/x", "/x"}, // stops at the root
@@ -115,9 +117,11 @@ func TestP02_RedirectsComeOutRight(t *testing.T) {
 			},
 		} {
 			public := map[string]string{"path": "agent.test:7070", "name": "8080-abc.wrenn.test:3002", "headers": "door.test:3002"}[way]
-			location = strings.ReplaceAll(tc.guest, "PUBLIC", public)
+			name, _, _ := strings.Cut(public, ":")
+			names := strings.NewReplacer("PUBLIC", public, "NAME", name)
+			location = names.Replace(tc.guest)
 			res, want, _ := ask()
-			want = strings.ReplaceAll(want, "PUBLIC", public)
+			want = names.Replace(want)
 			assert.Equal(t, want, res.Header.Get("Location"), "%s: %s", way, tc.guest)
 			assert.Equal(t, want, res.Header.Get("Content-Location"), "%s: %s", way, tc.guest)
 		}

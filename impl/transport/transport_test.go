@@ -25,11 +25,10 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 const wait = 20 * time.Second
 
 var transports = map[string]func() *http.Transport{
-	"rpc":       NewRPCTransport,
-	"stream":    NewStreamTransport,
-	"proxy":     NewProxyTransport,
-	"boot":      NewBootTransport,
-	"guestport": func() *http.Transport { return NewGuestPortTransport(DialGuest) },
+	"rpc":    NewRPCTransport,
+	"stream": NewStreamTransport,
+	"proxy":  NewProxyTransport,
+	"boot":   NewBootTransport,
 }
 
 func TestT04_NoTransportBoundsAWholeExchange(t *testing.T) {

@@ -29,8 +29,12 @@ type Config struct {
 	JoinPath bool
 	// LeaveReferences makes the agent pass Location, Refresh and Set-Cookie on as the guest sent them.
 	LeaveReferences bool
-	// Listen is where the edge and the agent listen; empty means 127.0.0.1:0.
+	// EdgeListen and AgentListen are where the two listen; empty means 127.0.0.1:0.
 	EdgeListen, AgentListen string
+	// AtAgent, if set, is host:port of another Chain's agent: this one is an edge before it, and has none.
+	AtAgent string
+	// WithoutEdge makes a Chain an agent alone.
+	WithoutEdge bool
 	// Target is what the edge knows of every sandbox; its URL and Token are the chain's.
 	Target portproxy.AgentTarget
 	// TunnelIdle and MaxInFlight are those of portproxy.HostConfig.
@@ -61,15 +65,32 @@ func Start(cfg Config) (*Chain, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	c := &Chain{Agent: cfg.AtAgent}
+	if err := c.startAgent(cfg); err != nil {
+		return nil, err
+	}
+	if err := c.startEdge(cfg); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return c, nil
+}
+
+func (c *Chain) startAgent(cfg Config) (err error) {
+	if cfg.AtAgent != "" {
+		return nil
+	}
 	loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1})
-	c := &Chain{}
 	c.host = portproxy.NewFormerHost(portproxy.HostConfig{
 		Lookup: func(context.Context, string) (netip.Addr, error) { return loopback, nil },
 		Logger: cfg.Logger, TunnelIdle: cfg.TunnelIdle, MaxInFlight: cfg.MaxInFlight,
 	}, former.Defects{JoinPath: cfg.JoinPath, LeaveReferences: cfg.LeaveReferences})
-	var err error
-	if c.Agent, err = c.serve(cfg.AgentListen, c.host.Protect(AgentToken, http.NotFoundHandler())); err != nil {
-		return nil, err
+	c.Agent, err = c.serve(cfg.AgentListen, c.host.Protect(AgentToken, http.NotFoundHandler()))
+	return err
+}
+
+func (c *Chain) startEdge(cfg Config) (err error) {
+	if cfg.WithoutEdge {
+		return nil
 	}
 	target := cfg.Target
 	target.URL, target.Token = &url.URL{Scheme: "http", Host: c.Agent}, AgentToken
@@ -79,10 +100,8 @@ func Start(cfg Config) (*Chain, error) {
 		Lookup: func(context.Context, string) (portproxy.AgentTarget, error) { return target, nil },
 		Bulk:   bulk, Streams: streams, TunnelIdle: cfg.TunnelIdle, Logger: cfg.Logger,
 	})
-	if c.Edge, err = c.serve(cfg.EdgeListen, c.door); err != nil {
-		return nil, errors.Join(err, c.Close())
-	}
-	return c, nil
+	c.Edge, err = c.serve(cfg.EdgeListen, c.door)
+	return err
 }
 
 func (c *Chain) serve(addr string, h http.Handler) (string, error) {
@@ -112,7 +131,9 @@ func (c *Chain) Close() error {
 	if c.door != nil {
 		c.door.Close()
 	}
-	c.host.Close()
+	if c.host != nil {
+		c.host.Close()
+	}
 	for _, t := range c.idle {
 		t.CloseIdleConnections()
 	}
