@@ -35,7 +35,7 @@ const (
 type guest struct {
 	addr      netip.Addr
 	dial      func(ctx context.Context, network, addr string) (net.Conn, error)
-	transport *transport.GuestPort
+	transport *transport.Direct
 
 	inFlight atomic.Int64 // exchanges under way
 
@@ -131,6 +131,7 @@ func (g *guest) evict() {
 	conns := g.conns
 	g.conns = nil
 	g.mu.Unlock()
+	g.transport.CloseIdleConnections()
 	for c := range conns {
 		_ = c.SetLinger(0)
 		_ = c.TCPConn.Close()

@@ -56,7 +56,7 @@ type Chain struct {
 	host    *portproxy.Host
 	door    *portproxy.Edge
 	servers []*http.Server
-	idle    []*http.Transport
+	idle    []interface{ CloseIdleConnections() }
 	running sync.WaitGroup
 }
 

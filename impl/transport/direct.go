@@ -2,7 +2,9 @@ package transport
 
 import (
 	"bufio"
+	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -20,20 +22,84 @@ import (
 // maxAnswerHead bounds the headers of an answer, interim ones included; it is http.Transport's own bound.
 const maxAnswerHead = 10 << 20
 
-// GuestPort is the transport from an agent's port proxy to one sandbox's ports. Connections are used once:
-// a user's server may close an idle one at any moment (Node does after 5 s) and a request just sent on it
-// could not be repeated; and an address is reused by the next sandbox, which must never meet its
-// predecessor's connection. A dial over a veth costs well under a millisecond.
-//
-// It is no http.Transport, since that is made for connections that are kept: two goroutines with a buffer
-// each, and a third for the dial, for every exchange, which cost more than the exchange itself.
-type GuestPort struct {
+// Direct is an http.RoundTripper for a proxy's hops. It makes each exchange in the goroutine of its caller,
+// where http.Transport has two goroutines with a buffer each per connection, and a third for a dial; for
+// small exchanges these cost more than all the rest. Requests and answers pass as they are: no header is
+// added for the sake of a client, Content-Length is there if it was, and a redirect is an answer.
+type Direct struct {
+	// TLSClientConfig is for https; nil means the default.
+	TLSClientConfig *tls.Config
+
 	dial func(ctx context.Context, network, addr string) (net.Conn, error)
+	idle idleConns
 }
 
-// NewGuestPortTransport returns a GuestPort that connects by dial (DialGuest, or something around it).
-func NewGuestPortTransport(dial func(ctx context.Context, network, addr string) (net.Conn, error)) *GuestPort {
-	return &GuestPort{dial: dial}
+// RoundTrip makes one exchange. As with http.Transport the answer may come before the body has been sent, and
+// a body of 101 is an io.ReadWriteCloser; of client traces it knows GotConn, Got100Continue and Got1xxResponse.
+//
+// A kept connection carries only what may be sent again, should the other side have closed it just then: a
+// request of an idempotent method without a body.
+func (t *Direct) RoundTrip(r *http.Request) (*http.Response, error) {
+	target := r.URL.RequestURI()
+	if strings.ContainsFunc(target, func(c rune) bool { return c <= ' ' || c == 0x7f }) {
+		return nil, errors.Join(errors.New("the request's target has a control character"), closeBody(r))
+	}
+	to := endpoint{tls: r.URL.Scheme == "https", addr: r.URL.Host}
+	if repeatable(r) {
+		if conn := t.idle.take(to); conn != nil {
+			res, began, err := t.exchange(r, target, to, conn)
+			if err == nil || began || r.Context().Err() != nil {
+				return res, err
+			}
+		}
+	}
+	conn, err := t.connect(r.Context(), to)
+	if err != nil {
+		return nil, errors.Join(err, closeBody(r))
+	}
+	res, _, err := t.exchange(r, target, to, conn)
+	return res, err
+}
+
+// CloseIdleConnections closes those that are kept; others follow when their exchanges end.
+func (t *Direct) CloseIdleConnections() { t.idle.close() }
+
+// repeatable says whether r may be sent twice.
+func repeatable(r *http.Request) bool {
+	switch r.Method {
+	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace:
+		return !hasBody(r)
+	}
+	return false
+}
+
+func (t *Direct) connect(ctx context.Context, to endpoint) (net.Conn, error) {
+	addr, port := to.addr, "80"
+	if to.tls {
+		port = "443"
+	}
+	if _, _, err := net.SplitHostPort(addr); err != nil {
+		addr = net.JoinHostPort(strings.Trim(addr, "[]"), port)
+	}
+	conn, err := t.dial(ctx, "tcp", addr)
+	if err != nil || !to.tls {
+		return conn, err
+	}
+	cfg := &tls.Config{MinVersion: tls.VersionTLS12}
+	if t.TLSClientConfig != nil {
+		cfg = t.TLSClientConfig.Clone()
+	}
+	cfg.NextProtos = []string{"http/1.1"}
+	if cfg.ServerName == "" {
+		cfg.ServerName, _, _ = net.SplitHostPort(addr)
+	}
+	secure := tls.Client(conn, cfg)
+	ctx, cancel := context.WithTimeout(ctx, dialHost)
+	defer cancel()
+	if err := secure.HandshakeContext(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("TLS handshake: %w", err), conn.Close())
+	}
+	return secure, nil
 }
 
 // exchange is one request and its answer on a connection of its own.
@@ -46,6 +112,10 @@ type exchange struct {
 	go100  chan bool     // true: the guest wants the body, false: it has answered without
 	sent   chan struct{} // closed when the body has been sent, or has failed to be
 	broken error         // why the body could not be read; after sent
+	unsent bool          // the body was not asked for, or could not be written; after sent
+	keep   bool          // the connection may carry another exchange after this
+	idle   *idleConns
+	to     endpoint
 }
 
 // headLimit bounds what is read until an answer's header has been.
@@ -72,18 +142,9 @@ var (
 	writers = sync.Pool{New: func() any { return bufio.NewWriter(nil) }}
 )
 
-// RoundTrip makes one exchange. As with http.Transport the answer may come before the body has been sent, and
-// a body of 101 is an io.ReadWriteCloser; of client traces it knows GotConn, Got100Continue and Got1xxResponse.
-func (t *GuestPort) RoundTrip(r *http.Request) (*http.Response, error) {
-	target := r.URL.RequestURI()
-	if strings.ContainsFunc(target, func(c rune) bool { return c <= ' ' || c == 0x7f }) {
-		return nil, errors.Join(errors.New("the request's target has a control character"), closeBody(r))
-	}
-	conn, err := t.dial(r.Context(), "tcp", r.URL.Host)
-	if err != nil {
-		return nil, errors.Join(err, closeBody(r))
-	}
-	x := &exchange{conn: conn, ctx: r.Context(), head: headLimit{Conn: conn, left: maxAnswerHead}}
+// exchange sends r on conn. began says whether anything has been answered.
+func (t *Direct) exchange(r *http.Request, target string, to endpoint, conn net.Conn) (res *http.Response, began bool, err error) {
+	x := &exchange{conn: conn, ctx: r.Context(), head: headLimit{Conn: conn, left: maxAnswerHead}, keep: t.idle.most > 0 && !r.Close, idle: &t.idle, to: to}
 	x.r = readers.Get().(*bufio.Reader)
 	x.r.Reset(&x.head)
 	x.stop = context.AfterFunc(x.ctx, func() { _ = conn.Close() })
@@ -91,20 +152,19 @@ func (t *GuestPort) RoundTrip(r *http.Request) (*http.Response, error) {
 	if trace != nil && trace.GotConn != nil {
 		trace.GotConn(httptrace.GotConnInfo{Conn: conn})
 	}
-	err = x.send(r, target)
-	var res *http.Response
-	if err == nil {
+	if err = x.send(r, target); err == nil {
 		res, err = x.receive(r, trace)
 	}
 	if err != nil {
-		return nil, x.fail(err)
+		began = x.head.left < maxAnswerHead
+		return nil, began, x.fail(err)
 	}
-	return res, nil
+	return res, true, nil
 }
 
 // fail ends the exchange and says why: the cause rather than what it led to.
 func (x *exchange) fail(err error) error {
-	x.end()
+	x.end(false)
 	if x.ctx.Err() != nil {
 		return context.Cause(x.ctx)
 	}
@@ -120,16 +180,34 @@ func (x *exchange) fail(err error) error {
 	return err
 }
 
-// end closes the connection and gives back what is borrowed.
-func (x *exchange) end() {
+// end gives back what is borrowed, and keeps the connection if the answer came to its proper end and
+// everything else allows it.
+func (x *exchange) end(proper bool) {
 	if x.r == nil {
 		return
 	}
-	x.stop()
-	_ = x.conn.Close()
+	forgotten := x.stop()
+	if proper && forgotten && x.keep && x.allSent() && x.r.Buffered() == 0 {
+		x.idle.put(x.to, x.conn)
+	} else {
+		_ = x.conn.Close()
+	}
 	x.r.Reset(nil)
 	readers.Put(x.r)
 	x.r = nil
+}
+
+// allSent says whether the whole request has been sent.
+func (x *exchange) allSent() bool {
+	if x.sent == nil {
+		return true
+	}
+	select {
+	case <-x.sent:
+		return x.broken == nil && !x.unsent
+	default:
+		return false
+	}
 }
 
 // send writes the request; its body follows in the background.
@@ -140,7 +218,7 @@ func (x *exchange) send(r *http.Request, target string) error {
 		w.Reset(nil)
 		writers.Put(w)
 	}
-	writeHead(w, r, target)
+	writeHead(w, r, target, x.keep)
 	// A guest that refuses an upload answers and closes, so a failed write says nothing of the answer.
 	_ = w.Flush()
 	if !hasBody(r) {
@@ -155,7 +233,9 @@ func (x *exchange) send(r *http.Request, target string) error {
 		defer close(x.sent)
 		defer giveBack()
 		if x.mayGo() {
-			x.broken = writeBody(w, r)
+			x.unsent, x.broken = writeBody(w, r)
+		} else {
+			x.unsent = true
 		}
 		if err := closeBody(r); x.broken == nil {
 			x.broken = err
@@ -207,6 +287,7 @@ func (x *exchange) receive(r *http.Request, trace *httptrace.ClientTrace) (*http
 		}
 		x.proceed(false)
 		x.head.left = -1
+		x.keep = x.keep && !res.Close
 		if res.StatusCode == http.StatusSwitchingProtocols {
 			res.Body = &upgraded{x: x, Conn: x.conn}
 		} else {
@@ -242,7 +323,7 @@ func (b *guestBody) Read(p []byte) (int, error) {
 		if b.err = err; !errors.Is(err, io.EOF) && b.x.ctx.Err() != nil {
 			b.err = context.Cause(b.x.ctx)
 		}
-		b.x.end()
+		b.x.end(errors.Is(err, io.EOF))
 	}
 	return n, b.err
 }
@@ -252,7 +333,7 @@ func (b *guestBody) Close() error {
 	if b.err == nil {
 		b.err = http.ErrBodyReadAfterClose
 	}
-	b.x.end()
+	b.x.end(b.body == http.NoBody) // which nobody needs to read
 	return nil
 }
 
@@ -291,7 +372,7 @@ var notCopied = map[string]bool{"Host": true, "Content-Length": true, "Transfer-
 
 var notCopiedNorAgent = map[string]bool{"Host": true, "Content-Length": true, "Transfer-Encoding": true, "Trailer": true, "User-Agent": true}
 
-func writeHead(w *bufio.Writer, r *http.Request, target string) {
+func writeHead(w *bufio.Writer, r *http.Request, target string, keep bool) {
 	line := func(parts ...string) {
 		for _, p := range parts {
 			_, _ = w.WriteString(p)
@@ -299,14 +380,14 @@ func writeHead(w *bufio.Writer, r *http.Request, target string) {
 		_, _ = w.WriteString("\r\n")
 	}
 	line(r.Method, " ", target, " HTTP/1.1")
-	line("Host: ", headerValue.Replace(r.Host))
+	line("Host: ", headerValue.Replace(cmp.Or(r.Host, r.URL.Host)))
 	exclude := notCopied
 	if r.Header.Get("User-Agent") == "" { // ReverseProxy's way to say that there is none
 		exclude = notCopiedNorAgent
 	}
 	_ = r.Header.WriteSubset(w, exclude)
 	switch {
-	case hasBody(r) && r.ContentLength >= 0:
+	case hasBody(r) && r.ContentLength > 0:
 		line("Content-Length: ", strconv.FormatInt(r.ContentLength, 10))
 	case hasBody(r):
 		line("Transfer-Encoding: chunked")
@@ -316,7 +397,7 @@ func writeHead(w *bufio.Writer, r *http.Request, target string) {
 	case r.Header.Get("Content-Length") == "0": // the client said so
 		line("Content-Length: 0")
 	}
-	if r.Header.Get("Upgrade") == "" {
+	if !keep && r.Header.Get("Upgrade") == "" {
 		line("Connection: close")
 	}
 	line()
@@ -324,38 +405,38 @@ func writeHead(w *bufio.Writer, r *http.Request, target string) {
 
 var headerValue = strings.NewReplacer("\n", " ", "\r", " ")
 
-// writeBody returns why the body could not be read; that it could not be written is for the answer to explain.
-func writeBody(w *bufio.Writer, r *http.Request) error {
+// writeBody returns whether the body could not be written, which is for the answer to explain, and why it
+// could not be read.
+func writeBody(w *bufio.Writer, r *http.Request) (unsent bool, broken error) {
 	body := &source{Reader: r.Body}
-	if r.ContentLength >= 0 {
-		n, _ := io.Copy(w, io.LimitReader(body, r.ContentLength))
+	if r.ContentLength > 0 { // 0 with a body means that it is not known, by net/http's contract
+		n, err := io.Copy(w, io.LimitReader(body, r.ContentLength))
 		if n < r.ContentLength && body.err == nil && body.ended {
-			return fmt.Errorf("the request's body ended after %d of %d bytes", n, r.ContentLength)
+			return true, fmt.Errorf("the request's body ended after %d of %d bytes", n, r.ContentLength)
 		}
-		_ = w.Flush()
-		return body.err
+		return errors.Join(err, w.Flush()) != nil, body.err
 	}
 	buf := make([]byte, 32<<10)
 	chunks := httputil.NewChunkedWriter(w)
-	for {
-		n, err := body.Read(buf)
-		if n > 0 {
-			if _, werr := chunks.Write(buf[:n]); werr != nil {
-				return nil
-			}
-			_ = w.Flush()
+	for body.err == nil && !body.ended {
+		n, _ := body.Read(buf)
+		if n == 0 {
+			continue
 		}
-		if err != nil {
-			break
+		if _, err := chunks.Write(buf[:n]); err != nil {
+			return true, nil
+		}
+		if err := w.Flush(); err != nil {
+			return true, nil
 		}
 	}
-	if body.err == nil {
-		_ = chunks.Close()
-		_ = r.Trailer.Write(w)
-		_, _ = w.WriteString("\r\n")
-		_ = w.Flush()
+	if body.err != nil {
+		return true, body.err
 	}
-	return body.err
+	_ = chunks.Close()
+	_ = r.Trailer.Write(w)
+	_, _ = w.WriteString("\r\n")
+	return w.Flush() != nil, nil
 }
 
 // source tells errors of reading from errors of writing.
