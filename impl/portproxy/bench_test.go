@@ -3,10 +3,12 @@ package portproxy_test
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -30,19 +32,32 @@ const (
 // way is one way to the same upstream.
 type way struct {
 	name, addr, host string
-	pids             []int // of what stands between client and upstream
+	sinkHost         string // of a server that takes uploads, for us; nginx has it at /up
+	pids             []int  // of what stands between client and upstream
 	rates, costs     []float64
 }
 
-// ways starts an upstream and what leads to it: directly, through us, and through nginx once and twice.
+// ways starts an upstream and what leads to it: directly, through us, through nginx once and twice.
 func ways(b *testing.B) []*way {
 	b.Helper()
 	up, one, inner, outer := freePort(b), freePort(b), freePort(b), freePort(b)
 	dir, _ := startNginx(b, fmt.Sprintf("127.0.0.1:%d", up), fmt.Sprintf(
 		`sendfile on; server { listen 127.0.0.1:%d; location = /small { return 200 "0123456789"; } location / { root DIR; } }`, up))
+	sink := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		n, _ := io.Copy(io.Discard, r.Body)
+		_, _ = fmt.Fprint(w, n)
+	}))
+	b.Cleanup(sink.Close)
 	require.NoError(b, os.Truncate(touch(b, filepath.Join(dir, "big")), bigFile))
-	// The outer hop keeps connections to the inner one, as our edge does to the agent; the inner one uses those
-	// to the upstream once, as our agent does. Bodies pass unbuffered in both directions.
+	// The outer hop keeps connections to the inner one, as our edge does to the agent. That to the upstream is made
+	// anew for each request, as nginx does unless it is told otherwise, or kept ("kept"), as our agent does for a
+	// quarter second. Bodies pass unbuffered in both directions.
+	sinkAt := func(to int) string { // the inner hop leads to the sink, the outer to the inner
+		if to == up {
+			return sink.Listener.Addr().String()
+		}
+		return fmt.Sprintf("127.0.0.1:%d", to)
+	}
 	hop := func(listen, to, keep int) string {
 		keepalive := ""
 		if keep > 0 {
@@ -53,20 +68,26 @@ func ways(b *testing.B) []*way {
 			connection = `""`
 		}
 		return fmt.Sprintf(`upstream u%d { server 127.0.0.1:%d; %s }
-		server { listen 127.0.0.1:%d; location / { proxy_pass http://u%d; proxy_http_version 1.1; proxy_set_header Connection %s;
-			proxy_set_header Host $http_host; proxy_set_header X-Forwarded-For $remote_addr; proxy_request_buffering off; proxy_buffering off; } }
-		`, listen, to, keepalive, listen, listen, connection)
+		server { listen 127.0.0.1:%d; proxy_http_version 1.1; proxy_set_header Connection %s; proxy_set_header Host $http_host;
+			proxy_set_header X-Forwarded-For $remote_addr; proxy_request_buffering off; proxy_buffering off;
+			location / { proxy_pass http://u%d; } location /up { proxy_pass http://%s; } }
+		`, listen, to, keepalive, listen, connection, listen, sinkAt(to))
 	}
 	_, onePID := startNginx(b, fmt.Sprintf("127.0.0.1:%d", one), hop(one, up, 0))
 	_, innerPID := startNginx(b, fmt.Sprintf("127.0.0.1:%d", inner), hop(inner, up, 0))
 	_, outerPID := startNginx(b, fmt.Sprintf("127.0.0.1:%d", outer), hop(outer, inner, 1024))
+	keptIn, keptOut := freePort(b), freePort(b)
+	_, keptInPID := startNginx(b, fmt.Sprintf("127.0.0.1:%d", keptIn), hop(keptIn, up, 1024))
+	_, keptOutPID := startNginx(b, fmt.Sprintf("127.0.0.1:%d", keptOut), hop(keptOut, keptIn, 1024))
 	edge, agent := startChain(b)
 	host := fmt.Sprintf("%d-abc.localhost", up)
+	sinkHost := fmt.Sprintf("%d-abc.localhost", sink.Listener.Addr().(*net.TCPAddr).Port)
 	return []*way{
 		{name: "direct", addr: fmt.Sprintf("127.0.0.1:%d", up), host: host},
-		{name: "wrenn", addr: edge.addr, host: host, pids: []int{edge.pid, agent.pid}},
+		{name: "wrenn", addr: edge.addr, host: host, sinkHost: sinkHost, pids: []int{edge.pid, agent.pid}},
 		{name: "nginx1", addr: fmt.Sprintf("127.0.0.1:%d", one), host: host, pids: []int{onePID}},
 		{name: "nginx2", addr: fmt.Sprintf("127.0.0.1:%d", outer), host: host, pids: []int{innerPID, outerPID}},
+		{name: "nginx2kept", addr: fmt.Sprintf("127.0.0.1:%d", keptOut), host: host, pids: []int{keptInPID, keptOutPID}},
 	}
 }
 
@@ -81,6 +102,9 @@ func touch(b *testing.B, path string) string {
 func compare(b *testing.B, unit string, measure func(w *way) (amount float64, took time.Duration)) {
 	b.Helper()
 	all := ways(b)
+	if unit == "MB-up" {
+		all = slices.DeleteFunc(all, func(w *way) bool { return w.name == "direct" })
+	}
 	run := func(w *way) {
 		before := w.processor()
 		amount, took := measure(w)
@@ -108,7 +132,7 @@ func compare(b *testing.B, unit string, measure func(w *way) (amount float64, to
 			b.ReportMetric(cost[w.name], w.name+"-cpu-us/"+unit)
 		}
 	}
-	for _, other := range []string{"nginx1", "nginx2"} {
+	for _, other := range []string{"nginx1", "nginx2", "nginx2kept"} {
 		b.ReportMetric(rate["wrenn"]/rate[other], "rate/"+other)
 		b.ReportMetric(cost["wrenn"]/cost[other], "cpu/"+other)
 	}
@@ -220,6 +244,43 @@ func BenchmarkDownload(b *testing.B) {
 				}
 				if total != bigFile {
 					b.Errorf("%s: %d bytes", w.name, total)
+				}
+			})
+		}
+		wg.Wait()
+		return clients * bigFile / 1e6, time.Since(begin)
+	})
+}
+
+// BenchmarkUpload is 64 MiB for two clients at once, to a server that counts them.
+func BenchmarkUpload(b *testing.B) {
+	compare(b, "MB-up", func(w *way) (float64, time.Duration) {
+		begin := time.Now()
+		var wg sync.WaitGroup
+		const clients = 2
+		for range clients {
+			wg.Go(func() {
+				conn, err := net.Dial("tcp", w.addr)
+				if err != nil {
+					b.Error(err)
+					return
+				}
+				defer conn.Close()
+				_, _ = fmt.Fprintf(conn, "PUT /up HTTP/1.1\r\nHost: %s\r\nConnection: close\r\nContent-Length: %d\r\n\r\n", cmp.Or(w.sinkHost, w.host), bigFile)
+				buf := make([]byte, 256<<10)
+				for sent := 0; sent < bigFile; sent += len(buf) {
+					if _, err := conn.Write(buf); err != nil {
+						b.Error(w.name, err)
+						return
+					}
+				}
+				res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+				if err != nil {
+					b.Error(w.name, err)
+					return
+				}
+				if body, _ := io.ReadAll(res.Body); string(body) != strconv.Itoa(bigFile) {
+					b.Errorf("%s: %d %q", w.name, res.StatusCode, body)
 				}
 			})
 		}

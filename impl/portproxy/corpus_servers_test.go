@@ -20,6 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"wrenn/impl/need"
+	"wrenn/impl/portproxy/portproxytest"
 )
 
 // pathsOfP03 are targets that must arrive byte for byte.
@@ -154,6 +155,28 @@ func TestP07_CorpusGo(t *testing.T) {
 	s := httptest.NewServer(goServer(modified))
 	defer s.Close()
 	sameAnswers(t, startCorpusChain(t), s.Listener.Addr().(*net.TCPAddr).Port, goCorpus(modified))
+}
+
+// The defects that a Chain can be given are found by what finds them here.
+func TestP02_P03_TheFormerDefectsShow(t *testing.T) {
+	s := httptest.NewServer(goServer(time.Now()))
+	defer s.Close()
+	port := s.Listener.Addr().(*net.TCPAddr).Port
+	seen := func(cfg portproxytest.Config, target string) answered {
+		c, err := portproxytest.Start(cfg)
+		require.NoError(t, err)
+		defer func() { require.NoError(t, c.Close()) }()
+		all, err := talk(t, c.Edge, fmt.Sprintf("GET %s HTTP/1.1\r\nHost: %d-abc.x\r\nConnection: close\r\n\r\n", target, port), "GET")
+		require.NoError(t, err)
+		return all[0]
+	}
+	target := "/a%2Fb//c/?d"
+	assert.Contains(t, seen(portproxytest.Config{}, target).Body, "GET "+target+" ")
+	assert.Contains(t, seen(portproxytest.Config{JoinPath: true}, target).Body, "GET /a/b/c ")
+
+	own := fmt.Sprintf("http://localhost:%d/x", port)
+	assert.True(t, seen(portproxytest.Config{}, "/redirect?to="+own).has("Location: /x"))
+	assert.True(t, seen(portproxytest.Config{LeaveReferences: true}, "/redirect?to="+own).has("Location: "+own))
 }
 
 // site makes files to serve.

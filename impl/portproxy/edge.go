@@ -82,11 +82,10 @@ func (e *Edge) Close() { e.tunnels.close() }
 
 func (e *Edge) newProxy(rt http.RoundTripper) *httputil.ReverseProxy {
 	return &httputil.ReverseProxy{
-		Transport:     upgrader{rt},
-		BufferPool:    bufferPool{},
-		FlushInterval: -1, // at once: an event stream's next byte may be hours away
-		ErrorLog:      slog.NewLogLogger(e.cfg.Logger.Handler(), slog.LevelDebug),
-		Rewrite:       rewriteAtEdge,
+		Transport:  upgrader{rt},
+		BufferPool: bufferPool{},
+		ErrorLog:   slog.NewLogLogger(e.cfg.Logger.Handler(), slog.LevelDebug),
+		Rewrite:    rewriteAtEdge,
 		ModifyResponse: func(res *http.Response) error {
 			if hasReferences(res.Header) {
 				in := res.Request.Context().Value(routedKey{}).(routed)

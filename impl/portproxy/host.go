@@ -185,10 +185,9 @@ func (h *Host) pathForm(g *guest, to route, out *http.Request) pathForm {
 func (h *Host) newProxy(g *guest, to route) *httputil.ReverseProxy {
 	base := url.URL{Scheme: "http", Host: netip.AddrPortFrom(g.addr, to.port).String()}
 	return &httputil.ReverseProxy{
-		Transport:     upgrader{g.transport},
-		BufferPool:    bufferPool{},
-		FlushInterval: -1, // at once: an event stream's next byte may be hours away
-		ErrorLog:      slog.NewLogLogger(h.cfg.Logger.Handler(), slog.LevelDebug),
+		Transport:  upgrader{g.transport},
+		BufferPool: bufferPool{},
+		ErrorLog:   slog.NewLogLogger(h.cfg.Logger.Handler(), slog.LevelDebug),
 		Rewrite: func(pr *httputil.ProxyRequest) {
 			_, rest, _ := pathRoute(pr.In.RequestURI)
 			dropPrivate(pr.Out.Header)

@@ -42,7 +42,11 @@ type upgrader struct{ http.RoundTripper }
 func (u upgrader) RoundTrip(r *http.Request) (*http.Response, error) {
 	up, ok := r.Context().Value(upgradeKey{}).(*upgrade)
 	if !ok {
-		return u.RoundTripper.RoundTrip(r)
+		res, err := u.RoundTripper.RoundTrip(r)
+		if w, ok := r.Context().Value(verbatimKey{}).(*verbatim); ok && err == nil {
+			w.expect(res)
+		}
+		return res, err
 	}
 	trace := &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) { up.conn = info.Conn }}
 	res, err := u.RoundTripper.RoundTrip(r.WithContext(httptrace.WithClientTrace(r.Context(), trace)))
@@ -227,7 +231,8 @@ func (ts *tunnels) pass(proxy *httputil.ReverseProxy, w http.ResponseWriter, r *
 	_ = http.NewResponseController(w).EnableFullDuplex() // an error means that it cannot be otherwise
 	if !wantsUpgrade(r) {
 		defer done()
-		proxy.ServeHTTP(verbatim{w}, r)
+		v := &verbatim{ResponseWriter: w}
+		proxy.ServeHTTP(v, r.WithContext(context.WithValue(r.Context(), verbatimKey{}, v)))
 		return
 	}
 	up := &upgrade{}
@@ -237,7 +242,7 @@ func (ts *tunnels) pass(proxy *httputil.ReverseProxy, w http.ResponseWriter, r *
 		}
 	}()
 	r = r.WithContext(context.WithValue(r.Context(), upgradeKey{}, up))
-	proxy.ServeHTTP(verbatim{w}, r)
+	proxy.ServeHTTP(&verbatim{ResponseWriter: w}, r)
 	if up.res == nil {
 		return
 	}

@@ -313,6 +313,14 @@ type guestBody struct {
 	err  error
 }
 
+// Buffered returns how many bytes of the body have come already.
+func (b *guestBody) Buffered() int {
+	if b.x.r == nil {
+		return 0
+	}
+	return b.x.r.Buffered()
+}
+
 // Read reads from the guest.
 func (b *guestBody) Read(p []byte) (int, error) {
 	if b.err != nil {

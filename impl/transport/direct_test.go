@@ -264,6 +264,7 @@ func TestDirectEndsWithItsContext(t *testing.T) {
 	cause := errors.New("no longer wanted")
 	for _, path := range []string{"/head", "/body"} {
 		ctx, cancel := context.WithCancelCause(t.Context())
+		defer cancel(nil)
 		if path == "/head" {
 			go func() { <-asked; cancel(cause) }()
 		}
