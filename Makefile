@@ -15,7 +15,7 @@ PROGRAMS := wrenn wrenn-cp wrenn-agent firecracker-qemu
 export GOFLAGS := -buildvcs=false
 
 # What a host needs to run sandboxes and to build the image, and what the tests need on top (a C compiler
-# for the race detector, and npm for E2B's SDK).
+# for the race detector, nginx and Python as servers behind the proxy, and npm for E2B's SDK).
 RUN_PACKAGES := qemu-system-x86 mmdebstrap iptables iproute2 util-linux e2fsprogs xz-utils lz4 curl ca-certificates
 TEST_PACKAGES := gcc libc6-dev git procps zstd dmsetup nginx-light python3
 

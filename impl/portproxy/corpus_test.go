@@ -102,7 +102,7 @@ func (a *answered) without(names ...string) {
 	})
 }
 
-func (a *answered) has(line string) bool { return slices.Contains(a.Header, line) }
+func (a answered) has(line string) bool { return slices.Contains(a.Header, line) }
 
 // readAnswer reads the answer to a request of that method.
 func readAnswer(r *bufio.Reader, method string) (answered, error) {
