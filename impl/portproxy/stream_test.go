@@ -317,3 +317,12 @@ func TestP07_BytesOfALongBodyArriveAtOnce(t *testing.T) {
 		}
 	}
 }
+
+// A guest that gives up is told of at once, also while the client pauses in its upload.
+func TestP08_AGuestThatBreaksOffAnUploadIsToldOf(t *testing.T) {
+	c := newChain(t, rawGuest(t, func(string) string { return "" }))
+	_, r := c.raw("POST / HTTP/1.1", byName, "Content-Length: 100", "", "part")
+	res, err := http.ReadResponse(r, nil)
+	require.NoError(t, err)
+	assert.Equal(t, http.StatusBadGateway, res.StatusCode)
+}

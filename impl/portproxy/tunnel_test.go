@@ -58,28 +58,30 @@ func TestP07_TheIdleLimitIsASetting(t *testing.T) {
 	assert.ErrorIs(t, err, io.EOF)
 }
 
-// What comes right behind a header, on either side, is part of the tunnel.
+// What comes right behind a header, on either side, is part of the tunnel; on either plane.
 func TestP07_BytesBehindTheHeadersAreNotLost(t *testing.T) {
-	c := newChain(t, rawGuest(t, func(string) string {
-		return "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: WebSocket\r\nX-Own: 1\r\nSet-Cookie: a=b\r\n\r\nright behind"
-	}))
-	_, r := c.raw("GET /ws HTTP/1.1", byName, "Connection: upgrade", "Upgrade: websocket")
-	res, err := http.ReadResponse(r, nil)
-	require.NoError(t, err)
-	assert.Equal(t, http.Header{"Connection": {"Upgrade"}, "Upgrade": {"WebSocket"}, "X-Own": {"1"}, "Set-Cookie": {"a=b"}}, res.Header)
-	rest, err := io.ReadAll(r)
-	require.NoError(t, err)
-	assert.Equal(t, "right behind", string(rest))
+	for _, host := range []string{byName, "Host: 49983-abc.x"} {
+		c := newChain(t, rawGuest(t, func(string) string {
+			return "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: WebSocket\r\nX-Own: 1\r\nSet-Cookie: a=b\r\n\r\nright behind"
+		}))
+		_, r := c.raw("GET /ws HTTP/1.1", host, "Connection: upgrade", "Upgrade: websocket")
+		res, err := http.ReadResponse(r, nil)
+		require.NoError(t, err)
+		assert.Equal(t, http.Header{"Connection": {"Upgrade"}, "Upgrade": {"WebSocket"}, "X-Own": {"1"}, "Set-Cookie": {"a=b"}}, res.Header)
+		rest, err := io.ReadAll(r)
+		require.NoError(t, err)
+		assert.Equal(t, "right behind", string(rest))
 
-	c = newHTTPChain(t, upgradeGuest(func(conn net.Conn, r *bufio.Reader) { _, _ = io.Copy(conn, r) }))
-	conn, r := c.raw("GET /ws HTTP/1.1", byName, "Connection: Upgrade", "Upgrade: websocket", "", "first words")
-	res, err = http.ReadResponse(r, nil)
-	require.NoError(t, err)
-	assert.Equal(t, http.StatusSwitchingProtocols, res.StatusCode)
-	require.NoError(t, conn.(*net.TCPConn).CloseWrite())
-	rest, err = io.ReadAll(r)
-	require.NoError(t, err)
-	assert.Equal(t, "first words\r\n\r\n", string(rest))
+		c = newHTTPChain(t, upgradeGuest(func(conn net.Conn, r *bufio.Reader) { _, _ = io.Copy(conn, r) }))
+		conn, r := c.raw("GET /ws HTTP/1.1", host, "Connection: Upgrade", "Upgrade: websocket", "", "first words")
+		res, err = http.ReadResponse(r, nil)
+		require.NoError(t, err)
+		assert.Equal(t, http.StatusSwitchingProtocols, res.StatusCode)
+		require.NoError(t, conn.(*net.TCPConn).CloseWrite())
+		rest, err = io.ReadAll(r)
+		require.NoError(t, err)
+		assert.Equal(t, "first words\r\n\r\n", string(rest))
+	}
 }
 
 func TestP07_TheGuestMayCloseItsHalfFirst(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"net/textproto"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -23,8 +24,8 @@ type exchange struct {
 	stop   func() bool   // forgets ctx
 	go100  chan bool     // true: the guest wants the body, false: it has answered without
 	sent   chan struct{} // closed when the body has been sent, or has failed to be
-	broken error         // why the body could not be read; after sent
-	unsent bool          // the body was not asked for, or could not be written; after sent
+	broken atomic.Value  // why the body could not be read, an error; set before the connection is closed for it
+	unsent bool          // the body did not go out whole; after sent
 	keep   bool          // the connection may carry another exchange after this
 	idle   *idleConns
 	to     endpoint
@@ -80,11 +81,8 @@ func (x *exchange) fail(err error) error {
 	if x.ctx.Err() != nil {
 		return context.Cause(x.ctx)
 	}
-	if x.sent != nil {
-		<-x.sent // the connection is closed: it ends, or waits for the client, whose end ctx is
-		if x.broken != nil {
-			return x.broken
-		}
+	if broken, ok := x.broken.Load().(error); ok {
+		return broken
 	}
 	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF
@@ -116,7 +114,7 @@ func (x *exchange) allSent() bool {
 	}
 	select {
 	case <-x.sent:
-		return x.broken == nil && !x.unsent
+		return !x.unsent
 	default:
 		return false
 	}
@@ -144,15 +142,14 @@ func (x *exchange) send(r *http.Request, target string) error {
 	go func() {
 		defer close(x.sent)
 		defer giveBack()
+		var broken error
+		x.unsent = true
 		if x.mayGo() {
-			x.unsent, x.broken = writeBody(w, r)
-		} else {
+			x.unsent, broken = writeBody(w, r)
+		}
+		if err := errors.Join(broken, closeBody(r)); err != nil {
 			x.unsent = true
-		}
-		if err := closeBody(r); x.broken == nil {
-			x.broken = err
-		}
-		if x.broken != nil {
+			x.broken.Store(err)
 			_ = x.conn.Close() // or the guest would wait for the rest
 		}
 	}()
