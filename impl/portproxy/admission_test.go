@@ -75,6 +75,28 @@ func TestP08_ResumeWakesOnceAndOnlyForWhoMay(t *testing.T) {
 	assert.Equal(t, int32(1), calls.Load())
 }
 
+// Who began to wake a sandbox may go away: others wait for it.
+func TestP08_ResumeOutlivesTheClientThatBeganIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &waker{resumer: resumerFunc(func(ctx context.Context, _ string) error {
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(5 * time.Second):
+				return nil
+			}
+		})}
+		first, leave := context.WithCancel(t.Context())
+		var waiting sync.WaitGroup
+		waiting.Go(func() { assert.ErrorIs(t, w.wake(first, "abc"), context.Canceled) })
+		time.Sleep(time.Second)
+		waiting.Go(func() { assert.NoError(t, w.wake(t.Context(), "abc")) })
+		time.Sleep(time.Second)
+		leave()
+		waiting.Wait()
+	})
+}
+
 func TestP08_ResumeThatFailsSaysWhy(t *testing.T) {
 	c := newChain(t, rawGuest(t, echoHead))
 	var failure error

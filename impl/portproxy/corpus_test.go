@@ -145,9 +145,8 @@ func readAnswer(r *bufio.Reader, method string) (answered, error) {
 		raw, err := io.ReadAll(body)
 		if a.Body = string(raw); err != nil {
 			a.Err = err.Error()
-			return a, nil
 		}
-		if body != io.Reader(r) {
+		if a.Err == "" && body != io.Reader(r) {
 			for {
 				line, err := r.ReadString('\n')
 				if line = strings.TrimSpace(line); line == "" || err != nil {

@@ -57,7 +57,7 @@ func (h *Host) servePerson(w http.ResponseWriter, r *http.Request, token string,
 			refuse.ServeHTTP(w, r)
 			return
 		}
-		http.SetCookie(w, &http.Cookie{
+		http.SetCookie(w, &http.Cookie{ //nolint:gosec // Secure where there is TLS; an agent on loopback has none
 			Name: ticketCookie, Value: ticket, Path: pathPrefix + to.id + "/", HttpOnly: true, SameSite: http.SameSiteLaxMode, Secure: r.TLS != nil,
 		})
 		redirect(w, rest, http.StatusSeeOther)

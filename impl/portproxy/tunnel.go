@@ -106,17 +106,17 @@ func (ts *tunnels) start(w http.ResponseWriter, up *upgrade, done func()) error 
 	up.res.Body = nil
 	_ = up.res.Write(&head) // to memory
 	head.Write(early)
-	_, err = client.Write(head.Bytes())
-	if sent, _ := rw.Reader.Peek(rw.Reader.Buffered()); err == nil && len(sent) > 0 {
-		_, err = up.conn.Write(sent)
+	_, failed := client.Write(head.Bytes())
+	if sent, _ := rw.Peek(rw.Reader.Buffered()); failed == nil && len(sent) > 0 {
+		_, failed = up.conn.Write(sent)
 	}
 	t := &tunnel{client: client, guest: up.conn, done: done}
-	if err != nil || !ts.add(t) {
-		t.close(true)
-		done()
-		return nil // the client is told by the end of its connection
+	if failed == nil && ts.add(t) {
+		ts.join(t)
+		return nil
 	}
-	ts.join(t)
+	t.close(true) // by which the client is told
+	done()
 	return nil
 }
 

@@ -176,7 +176,7 @@ func (x *exchange) mayGo() bool {
 // receive reads the answer's header, and interim answers before it.
 func (x *exchange) receive(r *http.Request, trace *httptrace.ClientTrace) (*http.Response, error) {
 	for {
-		res, err := http.ReadResponse(x.r, r) //nolint:bodyclose // closed by its reader, or has none
+		res, err := http.ReadResponse(x.r, r)
 		if err != nil {
 			return nil, err
 		}
