@@ -20,8 +20,9 @@ const maxAnswerHead = 10 << 20
 type Direct struct {
 	// TLSClientConfig is for https; nil means the default.
 	TLSClientConfig *tls.Config
+	// DialContext connects. It may be replaced before the first exchange.
+	DialContext func(ctx context.Context, network, addr string) (net.Conn, error)
 
-	dial func(ctx context.Context, network, addr string) (net.Conn, error)
 	idle idleConns
 }
 
@@ -72,7 +73,7 @@ func (t *Direct) connect(ctx context.Context, to endpoint) (net.Conn, error) {
 	if _, _, err := net.SplitHostPort(addr); err != nil {
 		addr = net.JoinHostPort(strings.Trim(addr, "[]"), port)
 	}
-	conn, err := t.dial(ctx, "tcp", addr)
+	conn, err := t.DialContext(ctx, "tcp", addr)
 	if err != nil || !to.tls {
 		return conn, err
 	}

@@ -321,3 +321,31 @@ func TestDirectBreaksOffWhatBreaksOff(t *testing.T) {
 type errReader struct{ err error }
 
 func (r errReader) Read([]byte) (int, error) { return 0, r.err }
+
+// A guest that refuses before it has asked for the body is not sent it.
+func TestDirectSendsNoBodyThatIsRefused(t *testing.T) {
+	addr := script(t, func(_ int, conn net.Conn, r *bufio.Reader) {
+		_, _ = http.ReadRequest(r)
+		_, _ = io.WriteString(conn, "HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n")
+		_, _ = r.ReadByte()
+	})
+	read := make(chan struct{}, 1)
+	body := readerFunc(func(p []byte) (int, error) {
+		read <- struct{}{}
+		return 0, io.EOF
+	})
+	req, err := http.NewRequestWithContext(t.Context(), "POST", "http://"+addr, body)
+	require.NoError(t, err)
+	req.ContentLength = 5
+	req.Header.Set("Expect", "100-continue")
+	res, err := NewProxyTransport().RoundTrip(req)
+	require.NoError(t, err)
+	assert.Equal(t, http.StatusRequestEntityTooLarge, res.StatusCode)
+	time.Sleep(50 * time.Millisecond) // in which it would be read
+	require.NoError(t, res.Body.Close())
+	assert.Empty(t, read)
+}
+
+type readerFunc func(p []byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }

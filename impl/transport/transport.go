@@ -93,7 +93,7 @@ func NewStreamTransport() *http.Transport {
 // 1024 idle connections per agent: a browser opens six per page and host name, and hundreds of pages on
 // one agent should find their connections again. The owner calls CloseIdleConnections when it is done.
 func NewProxyTransport() *Direct {
-	return &Direct{dial: dialer(dialHost).DialContext, idle: idleConns{most: 1024, life: idleClient}}
+	return &Direct{DialContext: dialer(dialHost).DialContext, idle: idleConns{most: 1024, life: idleClient}}
 }
 
 // guestIdle is how long a connection to a user's server is kept: within a burst, so that the requests of a
@@ -105,7 +105,7 @@ const guestIdle = 250 * time.Millisecond
 // connects by dial (DialGuest, or something around it). Each sandbox has its own, since addresses are reused
 // by the next sandbox, which must never meet its predecessor's connection.
 func NewGuestPortTransport(dial func(ctx context.Context, network, addr string) (net.Conn, error)) *Direct {
-	return &Direct{dial: dial, idle: idleConns{most: 64, life: guestIdle}}
+	return &Direct{DialContext: dial, idle: idleConns{most: 64, life: guestIdle}}
 }
 
 // bootDial bounds a dial to a guest that is booting. A SYN that arrives before the guest's network is up is
