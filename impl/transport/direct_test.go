@@ -314,7 +314,7 @@ func TestDirectBreaksOffWhatBreaksOff(t *testing.T) {
 		req.ContentLength = length
 		_, err = tr.RoundTrip(req)
 		require.ErrorIs(t, err, broken)
-		assert.Error(t, <-got)
+		assert.ErrorIs(t, <-got, io.ErrUnexpectedEOF, "it was not left waiting")
 	}
 }
 
