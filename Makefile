@@ -15,9 +15,9 @@ PROGRAMS := wrenn wrenn-cp wrenn-agent firecracker-qemu
 export GOFLAGS := -buildvcs=false
 
 # What a host needs to run sandboxes and to build the image, and what the tests need on top (a C compiler
-# for the race detector, and npm for E2B's SDK).
+# for the race detector, nginx and Python as servers behind the proxy, and npm for E2B's SDK).
 RUN_PACKAGES := qemu-system-x86 mmdebstrap iptables iproute2 util-linux e2fsprogs xz-utils lz4 curl ca-certificates
-TEST_PACKAGES := gcc libc6-dev git procps zstd dmsetup xfsprogs
+TEST_PACKAGES := gcc libc6-dev git procps zstd dmsetup xfsprogs nginx-light python3
 
 # What the Vagrant machine of `make e2e` needs. Nothing of it has to run: libvirt is started on a ground of its own.
 VM_DEBS := vagrant vagrant-libvirt libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients dnsmasq-base qemu-utils openssh-client

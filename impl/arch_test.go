@@ -58,7 +58,9 @@ var rules = []rule{
 	{"impl/rootfs", []string{"impl/devicemapper", "impl/safename", "impl/internal/..."}, "an adapter; one kind of its disks is made of devices"},
 	{"impl/envdclient", []string{"proto/gen/..."}, "an adapter; speaks the guest's wire"},
 	{"impl/qemu", []string{"impl/transport", "impl/internal/..."}, "a program of its own: knows Firecracker's wire, not our client of it"},
-	{"impl/portproxy", []string{"impl/transport", "impl/safename"}, "knows addresses, not sandboxes"},
+	{"impl/portproxy", []string{"impl/transport", "impl/safename", "impl/portproxy/internal/..."}, "knows addresses, not sandboxes"},
+	{"impl/portproxy/internal/former", nil, "names defects, which only portproxytest may turn on"},
+	{"impl/portproxy/portproxytest", []string{"impl/portproxy", "impl/portproxy/internal/...", "impl/transport"}, "the proxy on loopback, for suites"},
 
 	// The guest's daemon shares nothing with the host but the wire.
 	{"impl/envd/...", []string{"impl/envd/...", "proto/gen/..."}, "nothing of the host side runs in a guest"},

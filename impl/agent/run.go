@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -132,7 +133,9 @@ func (h *host) assemble(choice Choice, vmm *vmmPart) error {
 	if err != nil {
 		return err
 	}
-	h.proxy = portproxy.NewHost(portproxy.HostConfig{Lookup: lookup(h.manager), Logger: h.cfg.Logger})
+	h.proxy = portproxy.NewHost(portproxy.HostConfig{
+		Lookup: lookup(h.manager), GuestAddr: netip.MustParseAddr(network.GuestIP), Logger: h.cfg.Logger,
+	})
 	h.handler = &handler{manager: h.manager, disks: h.disks, choice: choice, version: Version, memoryMiB: memoryMiB, networks: h.part}
 	return nil
 }
@@ -140,7 +143,7 @@ func (h *host) assemble(choice Choice, vmm *vmmPart) error {
 func (h *host) serve(ctx context.Context, listener net.Listener, finish func(context.Context) (sandbox.Recovered, error)) error {
 	mux := http.NewServeMux()
 	mux.Handle(hostagentv1connect.NewHostAgentServiceHandler(h.handler))
-	server := transport.NewServer(transport.RequireAgentToken(h.cfg.Token, h.proxy.Mount(mux)), transport.Proxy)
+	server := transport.NewServer(h.proxy.Protect(h.cfg.Token, mux), transport.Proxy)
 	server.ErrorLog = slog.NewLogLogger(h.cfg.Logger.Handler(), slog.LevelDebug)
 	failed := make(chan error, 1)
 	go func() { failed <- server.Serve(listener) }()
@@ -176,6 +179,7 @@ func (h *host) stop(ctx context.Context, server *http.Server) error {
 	for _, s := range running {
 		h.proxy.EvictProxy(s.ID)
 	}
+	h.proxy.Close()
 	graceful, cancel := context.WithTimeout(ctx, gracePeriod)
 	defer cancel()
 	if server.Shutdown(graceful) != nil {

@@ -261,9 +261,8 @@ func TestU01_WhatIsNotBuiltSaysSo(t *testing.T) {
 		assert.Contains(t, p.do(call[0], call[1], nil).refused(t, http.StatusNotImplemented), call[2])
 	}
 	for _, field := range []string{
-		`"network":{"maskRequestHost":"a.test"}`,
 		`"network":{"rules":{"a.test":[]}}`, `"network":{"egressProxy":{"address":"a.test:1"}}`, `"network":{"httpsPorts":[443]}`,
-		`"network":{"allowPublicTraffic":false}`, `"mcp":{"x":{}}`, `"volumeMounts":[{"name":"a","path":"/b"}]`, `"iam":{"x":1}`,
+		`"mcp":{"x":{}}`, `"volumeMounts":[{"name":"a","path":"/b"}]`, `"iam":{"x":1}`,
 	} {
 		p.do("POST", "/v2/sandboxes", `{"templateID":"base",`+field+`}`).refused(t, http.StatusNotImplemented)
 	}

@@ -120,6 +120,7 @@ func (s *server) createSandbox(w http.ResponseWriter, r *http.Request, begin tim
 	row := store.Sandbox{
 		Template: from.name, Metadata: body.Metadata, Timeout: timeout, OnTimeout: onTimeoutKill,
 		PauseFilesOnly: body.pauseFilesOnly(), AutoResume: body.AutoResume.Enabled,
+		PrivateTraffic: body.Network.private(), MaskRequestHost: body.Network.mask(),
 	}
 	if body.AutoPause {
 		row.OnTimeout = onTimeoutPause

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"regexp"
 
 	"wrenn/impl/agentclient"
 	"wrenn/impl/egress"
@@ -44,8 +45,6 @@ func (b networkBody) missing() string {
 		asked bool
 		what  string
 	}{
-		{b.AllowPublicTraffic != nil && !*b.AllowPublicTraffic, "allowPublicTraffic: ports that ask for a token"},
-		{b.MaskRequestHost != nil && *b.MaskRequestHost != "", "maskRequestHost: another Host for the sandbox's ports"},
 		{len(b.Rules) > 0, "rules: transformed requests"},
 		{len(b.EgressProxy) > 0, "egressProxy: a proxy for outgoing traffic"},
 		{len(b.HTTPSPorts) > 0, "httpsPorts: ports that speak TLS"},
@@ -62,12 +61,30 @@ func (b networkBody) check(prefix string, allowInternet bool) (egress.Rules, err
 	if what := b.missing(); what != "" {
 		return egress.Rules{}, refuse(http.StatusNotImplemented, "%s%s: not available in this version of Wrenn", prefix, what)
 	}
+	if mask := b.mask(); mask != "" && !maskPattern.MatchString(mask) {
+		return egress.Rules{}, refuse(http.StatusBadRequest, "%smaskRequestHost: it must be a host name, with a port if wanted, of which ${PORT} may be a part", prefix)
+	}
 	rules := egress.Rules{AllowInternet: allowInternet, AllowOut: b.AllowOut, DenyOut: b.DenyOut}
 	if _, err := rules.Policy(); err != nil {
 		return egress.Rules{}, refuse(http.StatusBadRequest, "%s%v", prefix, err)
 	}
 	return rules, nil
 }
+
+// maskPattern is what a Host header may be: a name or an address of IPv4, and a port. ${PORT} stands for the
+// port that is asked for.
+var maskPattern = regexp.MustCompile(`^(?:[a-zA-Z0-9._-]|\$\{PORT\})+(?::(?:[0-9]{1,5}|\$\{PORT\}))?$`)
+
+// mask is what the sandbox sees as Host, or empty.
+func (b networkBody) mask() string {
+	if b.MaskRequestHost == nil {
+		return ""
+	}
+	return *b.MaskRequestHost
+}
+
+// private says whether the sandbox's ports ask for a token.
+func (b networkBody) private() bool { return b.AllowPublicTraffic != nil && !*b.AllowPublicTraffic }
 
 func (l limitsBody) limits() agentclient.NetworkLimits { return agentclient.NetworkLimits(l) }
 
@@ -126,9 +143,12 @@ type networkReply struct {
 	AllowOut           []string `json:"allowOut"`
 	DenyOut            []string `json:"denyOut"`
 	AllowPublicTraffic bool     `json:"allowPublicTraffic"`
+	MaskRequestHost    string   `json:"maskRequestHost,omitempty"`
 }
 
 func describeNetwork(sb store.Sandbox) networkReply {
 	list := func(entries []string) []string { return append([]string{}, entries...) }
-	return networkReply{AllowOut: list(sb.AllowOut), DenyOut: list(sb.DenyOut), AllowPublicTraffic: true}
+	return networkReply{
+		AllowOut: list(sb.AllowOut), DenyOut: list(sb.DenyOut), AllowPublicTraffic: !sb.PrivateTraffic, MaskRequestHost: sb.MaskRequestHost,
+	}
 }

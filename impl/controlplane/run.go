@@ -81,6 +81,7 @@ func (s *server) run(ctx context.Context) error {
 	defer bulk.CloseIdleConnections()
 	defer streams.CloseIdleConnections()
 	edge := portproxy.NewEdge(portproxy.EdgeConfig{Lookup: s.lookup, Bulk: bulk, Streams: streams, Logger: s.cfg.Logger})
+	defer edge.Close()
 
 	// Connections to sandboxes hang on ctx, so that tunnels end with it; API calls outlive it for the grace.
 	apiServer := s.httpServer(context.WithoutCancel(ctx), s, transport.API)
@@ -150,5 +151,9 @@ func (s *server) lookup(ctx context.Context, id string) (portproxy.AgentTarget, 
 	if agent == nil {
 		return portproxy.AgentTarget{}, portproxy.ErrUnreachable
 	}
-	return portproxy.AgentTarget{URL: agent.URL(), Token: agent.Token()}, nil
+	target := portproxy.AgentTarget{URL: agent.URL(), Token: agent.Token(), MaskHost: row.MaskRequestHost}
+	if row.PrivateTraffic {
+		target.TrafficToken = s.trafficToken(row.ID)
+	}
+	return target, nil
 }

@@ -14,11 +14,21 @@ import (
 var (
 	// ErrNotFound: the sandbox is unknown, gone or paused.
 	ErrNotFound = errors.New("sandbox not found")
+	// ErrPaused: the sandbox is paused and wants traffic to wake it. The target that comes with it says who may.
+	ErrPaused = errors.New("sandbox is paused")
+	// ErrDenied: the sandbox may not be resumed.
+	ErrDenied = errors.New("sandbox may not be resumed")
 	// ErrTransition: the sandbox is between two states; it is worth trying again.
 	ErrTransition = errors.New("sandbox is changing its state")
 	// ErrUnreachable: the sandbox's host cannot be reached at the moment.
 	ErrUnreachable = errors.New("host is unreachable")
 )
+
+// errTraffic: the sandbox's ports are not public, and the request has no token for them.
+var errTraffic = errors.New("traffic token is missing or wrong")
+
+// errTooMany: the sandbox has as many exchanges under way as it may.
+var errTooMany = errors.New("too many exchanges under way")
 
 // answer is the body of a refusal. Clients branch on the integer code and on some of the messages, which
 // are therefore part of the contract.
@@ -38,10 +48,18 @@ const (
 func lookupAnswer(to route, err error) answer {
 	a := answer{SandboxID: to.id}
 	switch {
-	case errors.Is(err, ErrNotFound):
+	case errors.Is(err, ErrNotFound), errors.Is(err, ErrPaused): // paused, and nobody here to wake it
 		a.Code, a.Message = http.StatusBadGateway, messageNotFound
 	case errors.Is(err, ErrTransition):
 		a.Code, a.Message = http.StatusConflict, "The sandbox is changing its state, try again"
+	case errors.Is(err, ErrDenied):
+		a.Code, a.Message = http.StatusForbidden, "The sandbox is paused and may not be resumed"
+	case errors.Is(err, errTraffic):
+		a.Code, a.Message = http.StatusForbidden, "The traffic access token is missing or wrong, in the header "+headerTraffic
+	case errors.Is(err, errTooMany):
+		a.Code, a.Message = http.StatusTooManyRequests, "The sandbox has too many connections"
+	case errors.Is(err, errResumeTimeout):
+		a.Code, a.Message = http.StatusGatewayTimeout, "The sandbox did not resume in time, try again"
 	case errors.Is(err, ErrUnreachable):
 		a.Code, a.Message = http.StatusServiceUnavailable, "The host of the sandbox cannot be reached, try again"
 	default:

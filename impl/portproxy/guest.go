@@ -4,15 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
-	"net/http"
 	"net/http/httputil"
 	"net/netip"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
+
+	"wrenn/impl/transport"
 )
 
 // errEvicted is why a sandbox's connections end when it is evicted.
@@ -36,7 +35,9 @@ const (
 type guest struct {
 	addr      netip.Addr
 	dial      func(ctx context.Context, network, addr string) (net.Conn, error)
-	transport *http.Transport
+	transport *transport.Direct
+
+	inFlight atomic.Int64 // exchanges under way
 
 	proxies sync.Map // proxyKey → *httputil.ReverseProxy
 	cached  atomic.Int64
@@ -64,30 +65,6 @@ func (c *guestConn) Close() error {
 	delete(c.guest.conns, c)
 	c.guest.mu.Unlock()
 	return c.TCPConn.Close()
-}
-
-// answerGrace is how long a failed write to a guest is kept from the transport. A server that refuses an
-// upload answers and closes at once; the transport would drop the answer, which has come in already, when
-// it hears of the broken write first. A quarter of a second lets its reader be scheduled on a busy machine.
-const answerGrace = 250 * time.Millisecond
-
-// Write writes p; a reset by the guest is reported after answerGrace.
-func (c *guestConn) Write(p []byte) (int, error) {
-	n, err := c.TCPConn.Write(p)
-	return n, c.hold(err)
-}
-
-// ReadFrom copies a request's body to the guest; a reset by the guest is reported after answerGrace.
-func (c *guestConn) ReadFrom(r io.Reader) (int64, error) {
-	n, err := c.TCPConn.ReadFrom(r)
-	return n, c.hold(err)
-}
-
-func (c *guestConn) hold(err error) error {
-	if (errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)) && !c.guest.isEvicted() {
-		time.Sleep(answerGrace)
-	}
-	return err
 }
 
 // proxy returns the ReverseProxy for port under the public name host, made by build on first use.
@@ -154,9 +131,9 @@ func (g *guest) evict() {
 	conns := g.conns
 	g.conns = nil
 	g.mu.Unlock()
+	g.transport.CloseIdleConnections()
 	for c := range conns {
 		_ = c.SetLinger(0)
 		_ = c.TCPConn.Close()
 	}
-	g.transport.CloseIdleConnections()
 }

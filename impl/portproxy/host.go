@@ -7,6 +7,7 @@
 package portproxy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -15,10 +16,13 @@ import (
 	"net/http/httputil"
 	"net/netip"
 	"net/url"
+	"path"
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
+	"wrenn/impl/portproxy/internal/former"
 	"wrenn/impl/transport"
 )
 
@@ -28,26 +32,50 @@ type HostConfig struct {
 	// (unknown, gone, paused), ErrTransition, or others, which answer 500. It is called for each request, so it must be fast.
 	Lookup func(ctx context.Context, id string) (netip.Addr, error)
 	// Dial connects to a guest; nil means transport.DialGuest. The connection must be a *net.TCPConn.
-	Dial   func(ctx context.Context, network, addr string) (net.Conn, error)
-	Logger *slog.Logger
+	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
+	// GuestAddr is the address that every guest knows itself by, if it is another than Lookup's. Redirects
+	// to it are redirects to the sandbox.
+	GuestAddr netip.Addr
+	// MaxInFlight is how many exchanges a sandbox may have under way, tunnels included; beyond it requests
+	// get 429. 0 means DefaultMaxInFlight.
+	MaxInFlight int
+	// TunnelIdle is how long an upgraded connection may carry no byte either way; 0 means DefaultTunnelIdle.
+	TunnelIdle time.Duration
+	Logger     *slog.Logger
 }
+
+// DefaultMaxInFlight is generous: each exchange costs the host a descriptor or two and some 30 KiB, so that
+// one sandbox cannot use up the agent's, while no browser or SDK comes near it.
+const DefaultMaxInFlight = 4096
 
 // Host is an agent's port proxy. It expects /proxy/{sandbox}/{port}/... and requests that the agent has
 // authenticated.
 type Host struct {
-	cfg    HostConfig
-	mu     sync.Mutex // orders the making of a guest against its eviction
-	guests sync.Map   // sandbox id → *guest
+	cfg     HostConfig
+	defects former.Defects
+	tunnels tunnels
+	mu      sync.Mutex // orders the making of a guest against its eviction
+	guests  sync.Map   // sandbox id → *guest
 }
 
 // NewHost returns an agent's proxy. It must not stand behind an http.ServeMux, which would clean the path:
-// use Mount.
-func NewHost(cfg HostConfig) *Host {
+// use Mount or Protect. The caller closes it.
+func NewHost(cfg HostConfig) *Host { return NewFormerHost(cfg, former.Defects{}) }
+
+// NewFormerHost is NewHost with defects, for the suites that must find them; see package portproxytest.
+func NewFormerHost(cfg HostConfig, defects former.Defects) *Host {
 	if cfg.Dial == nil {
 		cfg.Dial = transport.DialGuest
 	}
-	return &Host{cfg: cfg}
+	cfg.MaxInFlight = cmp.Or(cfg.MaxInFlight, DefaultMaxInFlight)
+	h := &Host{cfg: cfg, defects: defects}
+	h.tunnels.idle = cmp.Or(cfg.TunnelIdle, DefaultTunnelIdle)
+	return h
 }
+
+// Close cuts the upgraded connections of all sandboxes, which live on when the server around h has ended,
+// and waits for their end.
+func (h *Host) Close() { h.tunnels.close() }
 
 // Mount returns a handler that sends every request whose raw path starts with /proxy/ to h and all others
 // to next.
@@ -131,19 +159,42 @@ func (h *Host) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		a.write(w, r)
 		return
 	}
+	if g.inFlight.Add(1) > int64(h.cfg.MaxInFlight) {
+		g.inFlight.Add(-1)
+		lookupAnswer(to, errTooMany).write(w, r)
+		return
+	}
 	proxy := g.proxy(to.port, r.Host, func() *httputil.ReverseProxy { return h.newProxy(g, to) })
-	pass(proxy, w, r)
+	h.tunnels.pass(proxy, w, r, func() { g.inFlight.Add(-1) })
+}
+
+// pathForm is the form of references in the answer to out, a request as it went to the guest.
+func (h *Host) pathForm(g *guest, to route, out *http.Request) pathForm {
+	f := pathForm{to: to, public: out.Header.Get("X-Forwarded-Host"), own: []netip.Addr{g.addr, h.cfg.GuestAddr}, base: out.URL.Opaque}
+	if f.base == "" {
+		f.base = out.URL.RequestURI()
+	}
+	if f.public == "" {
+		f.public = out.Host
+	} else if f.public != out.Host {
+		f.mask = out.Host
+	}
+	return f
 }
 
 func (h *Host) newProxy(g *guest, to route) *httputil.ReverseProxy {
 	base := url.URL{Scheme: "http", Host: netip.AddrPortFrom(g.addr, to.port).String()}
 	return &httputil.ReverseProxy{
-		Transport:     g.transport,
-		FlushInterval: -1, // at once: an event stream's next byte may be hours away
-		ErrorLog:      slog.NewLogLogger(h.cfg.Logger.Handler(), slog.LevelDebug),
+		Transport:  upgrader{g.transport},
+		BufferPool: bufferPool{},
+		ErrorLog:   slog.NewLogLogger(h.cfg.Logger.Handler(), slog.LevelDebug),
 		Rewrite: func(pr *httputil.ProxyRequest) {
 			_, rest, _ := pathRoute(pr.In.RequestURI)
 			dropPrivate(pr.Out.Header)
+			pr.Out.Trailer = pr.In.Trailer // the map itself: it is filled when the body ends
+			if h.defects.JoinPath {
+				rest = path.Join("/", pr.In.URL.Path[len(pathPrefix)+len(to.id)+1+len(strconv.Itoa(int(to.port))):])
+			}
 			setTarget(pr, base, rest)
 			for _, name := range []string{"X-Forwarded-For", "X-Forwarded-Host"} {
 				if v, ok := pr.In.Header[name]; ok { // from our own control plane: the token says so
@@ -151,7 +202,16 @@ func (h *Host) newProxy(g *guest, to route) *httputil.ReverseProxy {
 				}
 			}
 		},
+		ModifyResponse: func(res *http.Response) error {
+			if hasReferences(res.Header) && !h.defects.LeaveReferences {
+				h.pathForm(g, to, res.Request).rewriter().header(res.Header)
+			}
+			return nil
+		},
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
+			if errors.Is(err, errUpgraded) {
+				return // the tunnel begins
+			}
 			if g.isEvicted() {
 				err = errors.Join(errEvicted, err)
 			} else if errors.Is(err, context.Canceled) {

@@ -24,6 +24,9 @@ const (
 	headerPort = "E2b-Sandbox-Port"
 )
 
+// headerTraffic carries the token of a sandbox whose ports are not public.
+const headerTraffic = "E2b-Traffic-Access-Token"
+
 // EnvdPort is the guest daemon's port. Its traffic takes the STREAMS plane, since terminals run over it.
 const EnvdPort = 49983
 
@@ -37,12 +40,7 @@ func edgeRoute(r *http.Request) (route, error) {
 	if r.Method == http.MethodConnect {
 		return route{}, errors.New("method CONNECT is not for a sandbox's port")
 	}
-	label := strings.ToLower(r.Host)
-	if i := strings.IndexAny(label, ".:"); i >= 0 {
-		label = label[:i]
-	}
-	if port, rest, ok := strings.Cut(label, "-"); ok && digits(port) {
-		id, _, _ := strings.Cut(rest, "-")
+	if id, port, ok := nameLabel(r.Host); ok {
 		return newRoute("host name", id, port)
 	}
 	id, port := r.Header.Get(headerID), r.Header.Get(headerPort)
@@ -56,6 +54,19 @@ func edgeRoute(r *http.Request) (route, error) {
 		return route{}, errors.New("header " + headerPort + " is missing")
 	}
 	return newRoute("header "+headerID, id, port)
+}
+
+// nameLabel splits the first label of a Host header into sandbox and port, if it has their form.
+func nameLabel(host string) (id, port string, ok bool) {
+	if i := strings.IndexAny(host, ".:"); i >= 0 {
+		host = host[:i]
+	}
+	port, rest, ok := strings.Cut(host, "-")
+	if !ok || !digits(port) {
+		return "", "", false
+	}
+	id, _, _ = strings.Cut(strings.ToLower(rest), "-")
+	return id, port, true
 }
 
 // pathPrefix opens every path of the agent's proxy.

@@ -219,7 +219,7 @@ func TestP05_ADialIsRepeatedUntilThePortOpens(t *testing.T) {
 	c.with(func() { assert.Equal(t, 3, c.dials) })
 
 	c.with(func() { c.dials, c.dial, c.closed = 0, nil, true })
-	res, _ = c.get("/", byName)
+	res, _ = c.get("/", "Host: 8081-abc.x") // to which no connection is kept
 	assert.Equal(t, http.StatusBadGateway, res.StatusCode)
 	c.with(func() { assert.Equal(t, 3, c.dials) })
 }

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -268,4 +269,60 @@ func TestT07_TerminalsAndPortsShareNoConnection(t *testing.T) {
 	for peer := range peers["49983"] {
 		assert.NotContains(t, peers["8080"], peer)
 	}
+}
+
+// A body whose length is known is held back no more than one whose is not, in either direction.
+func TestP07_BytesOfALongBodyArriveAtOnce(t *testing.T) {
+	next := make(chan string)
+	guestGot := make(chan string, 10)
+	c := newHTTPChain(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPost {
+			guestGot <- "header"
+			buf := make([]byte, 5)
+			for range 2 {
+				_, _ = io.ReadFull(r.Body, buf)
+				guestGot <- string(buf)
+			}
+			return
+		}
+		w.Header().Set("Content-Length", "10")
+		_ = http.NewResponseController(w).Flush()
+		for part := range next {
+			_, _ = io.WriteString(w, part)
+			_ = http.NewResponseController(w).Flush()
+		}
+	}))
+	_, r := c.raw("GET / HTTP/1.1", byName)
+	res, err := http.ReadResponse(r, nil)
+	require.NoError(t, err)
+	for _, part := range []string{"12345", "67890"} {
+		next <- part
+		got := make([]byte, 5)
+		_, err := io.ReadFull(res.Body, got)
+		require.NoError(t, err)
+		assert.Equal(t, part, string(got))
+	}
+	close(next)
+
+	conn, _ := c.raw("POST / HTTP/1.1", byName, "Content-Length: 10")
+	assert.Equal(t, "header", <-guestGot)
+	for _, part := range []string{"12345", "67890"} {
+		_, err := io.WriteString(conn, part)
+		require.NoError(t, err)
+		select {
+		case got := <-guestGot:
+			assert.Equal(t, part, got)
+		case <-time.After(wait):
+			require.FailNow(t, "it was held back")
+		}
+	}
+}
+
+// A guest that gives up is told of at once, also while the client pauses in its upload.
+func TestP08_AGuestThatBreaksOffAnUploadIsToldOf(t *testing.T) {
+	c := newChain(t, rawGuest(t, func(string) string { return "" }))
+	_, r := c.raw("POST / HTTP/1.1", byName, "Content-Length: 100", "", "part")
+	res, err := http.ReadResponse(r, nil)
+	require.NoError(t, err)
+	assert.Equal(t, http.StatusBadGateway, res.StatusCode)
 }

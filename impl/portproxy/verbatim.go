@@ -40,7 +40,7 @@ const keyPrefix = "e2b_"
 // dropPrivate removes what is between the client and Wrenn from a request to a guest: routing headers and
 // credentials. The guest daemon's own token and a user's Authorization stay.
 func dropPrivate(h http.Header) {
-	for _, name := range []string{headerID, headerPort, "E2b-Traffic-Access-Token", transport.AgentTokenHeader} {
+	for _, name := range []string{headerID, headerPort, headerTraffic, transport.AgentTokenHeader} {
 		h.Del(name)
 	}
 	if strings.HasPrefix(h.Get("X-Api-Key"), keyPrefix) {
@@ -51,25 +51,45 @@ func dropPrivate(h http.Header) {
 	}
 }
 
-// pass hands a request to proxy such that its answer comes back as the guest sent it, and may begin before
-// the body has been read: left to itself, net/http's server would first swallow what is left of the body.
-func pass(proxy *httputil.ReverseProxy, w http.ResponseWriter, r *http.Request) {
-	_ = http.NewResponseController(w).EnableFullDuplex() // an error means that it cannot be otherwise
-	proxy.ServeHTTP(verbatim{w}, r)
+// verbatim keeps net/http's server from adding a Content-Type or Date that the guest did not send, and from
+// holding back what the guest has sent: an event stream's next byte may be hours away. ReverseProxy would do
+// the latter with a timer and a goroutine for each answer, and send the header of every one by itself.
+type verbatim struct {
+	http.ResponseWriter
+	// soon: the first bytes of the body are at hand, so that the header may go with them.
+	soon bool
 }
 
-// verbatim keeps net/http's server from adding a Content-Type or Date that the guest did not send.
-type verbatim struct{ http.ResponseWriter }
+type verbatimKey struct{}
+
+// expect looks at the answer that is about to be written.
+func (v *verbatim) expect(res *http.Response) {
+	b, ok := res.Body.(interface{ Buffered() int })
+	v.soon = ok && (b.Buffered() > 0 || res.ContentLength == 0 || res.Request != nil && res.Request.Method == http.MethodHead)
+}
 
 // WriteHeader sends the header with status code.
-func (v verbatim) WriteHeader(code int) {
+func (v *verbatim) WriteHeader(code int) {
 	for _, name := range []string{"Content-Type", "Date"} {
 		if _, ok := v.Header()[name]; !ok && code >= http.StatusOK {
 			v.Header()[name] = nil
 		}
 	}
 	v.ResponseWriter.WriteHeader(code)
+	if code >= http.StatusOK && !v.soon {
+		v.flush()
+	}
 }
 
+// Write sends p at once.
+func (v *verbatim) Write(p []byte) (int, error) {
+	n, err := v.ResponseWriter.Write(p)
+	v.flush()
+	return n, err
+}
+
+// flush sends what has been written. That it cannot be is for the next write to find out.
+func (v *verbatim) flush() { _ = http.NewResponseController(v.ResponseWriter).Flush() }
+
 // Unwrap gives http.ResponseController the writer beneath, so that flushing and hijacking work.
-func (v verbatim) Unwrap() http.ResponseWriter { return v.ResponseWriter }
+func (v *verbatim) Unwrap() http.ResponseWriter { return v.ResponseWriter }

@@ -40,8 +40,12 @@ type Sandbox struct {
 	// FilesOnly says that the pause it is in has kept files alone.
 	FilesOnly bool
 	// AllowInternet, AllowOut and DenyOut are what it may reach.
-	AllowInternet      bool
-	AllowOut, DenyOut  []string
+	AllowInternet     bool
+	AllowOut, DenyOut []string
+	// PrivateTraffic: its ports ask for the traffic token. MaskRequestHost is what it sees as Host instead
+	// of its public name, or empty.
+	PrivateTraffic     bool
+	MaskRequestHost    string
 	VCPUs              uint32
 	MemoryMiB, DiskMiB uint64
 	EnvdVersion        string
@@ -56,6 +60,8 @@ const columns = `id, template, agent, state, metadata, created_at, started_at, e
 type network struct {
 	AllowOut []string `json:"allowOut,omitempty"`
 	DenyOut  []string `json:"denyOut,omitempty"`
+	Private  bool     `json:"privateTraffic,omitempty"`
+	Mask     string   `json:"maskRequestHost,omitempty"`
 }
 
 // values returns sb in the order of columns.
@@ -64,7 +70,7 @@ func (sb Sandbox) values() ([]any, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode metadata of sandbox %s: %w", sb.ID, err)
 	}
-	lists, err := json.Marshal(network{AllowOut: sb.AllowOut, DenyOut: sb.DenyOut})
+	lists, err := json.Marshal(network{AllowOut: sb.AllowOut, DenyOut: sb.DenyOut, Private: sb.PrivateTraffic, Mask: sb.MaskRequestHost})
 	if err != nil {
 		return nil, fmt.Errorf("encode network of sandbox %s: %w", sb.ID, err)
 	}
@@ -93,7 +99,7 @@ func scan(row interface{ Scan(...any) error }) (Sandbox, error) {
 	if err := json.Unmarshal([]byte(lists), &n); err != nil {
 		return Sandbox{}, fmt.Errorf("decode network of sandbox %s: %w", sb.ID, err)
 	}
-	sb.AllowOut, sb.DenyOut = n.AllowOut, n.DenyOut
+	sb.AllowOut, sb.DenyOut, sb.PrivateTraffic, sb.MaskRequestHost = n.AllowOut, n.DenyOut, n.Private, n.Mask
 	sb.CreatedAt, sb.StartedAt, sb.EndAt = time.Unix(0, created).UTC(), time.Unix(0, started).UTC(), time.Unix(0, end).UTC()
 	return sb, nil
 }

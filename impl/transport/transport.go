@@ -15,8 +15,10 @@ package transport
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"time"
 )
 
@@ -42,10 +44,6 @@ const (
 	// expectContinue is how long a body is held back for "100 Continue" before it is sent anyway; 1 s is
 	// what curl waits too. Zero would send it at once and so defeat the header.
 	expectContinue = time.Second
-
-	// bulkBuffer is the read and write buffer of a BULK connection: the size of the pieces that
-	// ReverseProxy copies (32 KiB), so that one piece is one system call.
-	bulkBuffer = 32 << 10
 )
 
 func dialer(timeout time.Duration) *net.Dialer {
@@ -94,10 +92,20 @@ func NewStreamTransport() *http.Transport {
 // Nothing bounds the time to the response header: a user's program may think as long as it likes.
 // 1024 idle connections per agent: a browser opens six per page and host name, and hundreds of pages on
 // one agent should find their connections again. The owner calls CloseIdleConnections when it is done.
-func NewProxyTransport() *http.Transport {
-	t := base(dialer(dialHost).DialContext, 1024)
-	t.ReadBufferSize, t.WriteBufferSize = bulkBuffer, bulkBuffer
-	return t
+func NewProxyTransport() *Direct {
+	return &Direct{DialContext: dialer(dialHost).DialContext, idle: idleConns{most: 1024, life: idleClient}}
+}
+
+// guestIdle is how long a connection to a user's server is kept: within a burst, so that the requests of a
+// page share a few connections, and no longer. Servers close idle ones after 2 s (gunicorn), 5 s (Node) or
+// more; one that serves a single connection at a time waits for ours that long.
+const guestIdle = 250 * time.Millisecond
+
+// NewGuestPortTransport returns the transport from an agent's port proxy to one sandbox's ports, which
+// connects by dial (DialGuest, or something around it). Each sandbox has its own, since addresses are reused
+// by the next sandbox, which must never meet its predecessor's connection.
+func NewGuestPortTransport(dial func(ctx context.Context, network, addr string) (net.Conn, error)) *Direct {
+	return &Direct{DialContext: dial, idle: idleConns{most: 64, life: guestIdle}}
 }
 
 // bootDial bounds a dial to a guest that is booting. A SYN that arrives before the guest's network is up is
@@ -111,19 +119,17 @@ func NewBootTransport() *http.Transport {
 	return base(dialer(bootDial).DialContext, 1)
 }
 
-// NewGuestPortTransport returns the transport from an agent's port proxy to one sandbox's ports, which
-// connects by dial (DialGuest, or something around it). Connections are used once: a user's server may
-// close an idle one at any moment (Node does after 5 s) and a request just sent on it could not be
-// repeated; and an address is reused by the next sandbox, which must never meet its predecessor's
-// connection. A dial over a veth costs well under a millisecond.
-func NewGuestPortTransport(dial func(ctx context.Context, network, addr string) (net.Conn, error)) *http.Transport {
-	t := base(dial, 0)
-	t.DisableKeepAlives = true
-	t.ReadBufferSize, t.WriteBufferSize = bulkBuffer, bulkBuffer
-	return t
-}
+var guestDialer = dialer(dialGuest)
 
-// DialGuest connects to a guest on this host within 3.1 s or fails. The connection is a *net.TCPConn.
+// DialGuest connects to a guest, by address, on this host within 3.1 s or fails. The connection is a *net.TCPConn.
 func DialGuest(ctx context.Context, network, addr string) (net.Conn, error) {
-	return dialer(dialGuest).DialContext(ctx, network, addr)
+	to, err := netip.ParseAddrPort(addr)
+	if err != nil {
+		return nil, fmt.Errorf("dial a guest: %w", err)
+	}
+	conn, err := guestDialer.DialTCP(ctx, network, netip.AddrPort{}, to) // there is nothing to resolve
+	if err != nil {
+		return nil, err
+	}
+	return conn, nil
 }

@@ -25,11 +25,9 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 const wait = 20 * time.Second
 
 var transports = map[string]func() *http.Transport{
-	"rpc":       NewRPCTransport,
-	"stream":    NewStreamTransport,
-	"proxy":     NewProxyTransport,
-	"boot":      NewBootTransport,
-	"guestport": func() *http.Transport { return NewGuestPortTransport(DialGuest) },
+	"rpc":    NewRPCTransport,
+	"stream": NewStreamTransport,
+	"boot":   NewBootTransport,
 }
 
 func TestT04_NoTransportBoundsAWholeExchange(t *testing.T) {
@@ -137,35 +135,6 @@ func serveTLS(t *testing.T, srv *http.Server) (addr string, ca *x509.CertPool) {
 		require.ErrorIs(t, <-ended, http.ErrServerClosed)
 	})
 	return l.Addr().String(), ca
-}
-
-// connections counts the connections that a server sees for n requests, one after the other.
-func connections(t *testing.T, tr *http.Transport, n int) int {
-	t.Helper()
-	peers := map[string]bool{}
-	srv := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { peers[r.RemoteAddr] = true }))
-	defer srv.Close()
-	defer tr.CloseIdleConnections()
-	for range n {
-		req, err := http.NewRequestWithContext(t.Context(), "GET", srv.URL, nil)
-		require.NoError(t, err)
-		res, err := tr.RoundTrip(req)
-		require.NoError(t, err)
-		_, err = io.Copy(io.Discard, res.Body)
-		require.NoError(t, err)
-		require.NoError(t, res.Body.Close())
-	}
-	return len(peers)
-}
-
-func TestT02_OnlyConnectionsToUsersPortsAreUsedOnce(t *testing.T) {
-	for name, build := range transports {
-		want := 1
-		if name == "guestport" {
-			want = 5
-		}
-		assert.Equal(t, want, connections(t, build(), 5), name)
-	}
 }
 
 func TestHeadersUpToTheLimit(t *testing.T) {

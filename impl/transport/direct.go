@@ -1,0 +1,95 @@
+package transport
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+)
+
+// maxAnswerHead bounds the headers of an answer, interim ones included; it is http.Transport's own bound.
+const maxAnswerHead = 10 << 20
+
+// Direct is an http.RoundTripper for a proxy's hops. It makes each exchange in the goroutine of its caller,
+// where http.Transport has two goroutines with a buffer each per connection, and a third for a dial; for
+// small exchanges these cost more than all the rest. Requests and answers pass as they are: no header is
+// added for the sake of a client, Content-Length is there if it was, and a redirect is an answer.
+type Direct struct {
+	// TLSClientConfig is for https; nil means the default.
+	TLSClientConfig *tls.Config
+	// DialContext connects. It may be replaced before the first exchange.
+	DialContext func(ctx context.Context, network, addr string) (net.Conn, error)
+
+	idle idleConns
+}
+
+// RoundTrip makes one exchange. As with http.Transport the answer may come before the body has been sent, and
+// a body of 101 is an io.ReadWriteCloser; of client traces it knows GotConn, Got100Continue and Got1xxResponse.
+//
+// A kept connection carries only what may be sent again, should the other side have closed it just then: a
+// request of an idempotent method without a body.
+func (t *Direct) RoundTrip(r *http.Request) (*http.Response, error) {
+	target := r.URL.RequestURI()
+	if strings.ContainsFunc(target, func(c rune) bool { return c <= ' ' || c == 0x7f }) {
+		return nil, errors.Join(errors.New("the request's target has a control character"), closeBody(r))
+	}
+	to := endpoint{tls: r.URL.Scheme == "https", addr: r.URL.Host}
+	if repeatable(r) {
+		if conn := t.idle.take(to); conn != nil {
+			res, began, err := t.exchange(r, target, to, conn)
+			if err == nil || began || r.Context().Err() != nil {
+				return res, err
+			}
+		}
+	}
+	conn, err := t.connect(r.Context(), to)
+	if err != nil {
+		return nil, errors.Join(err, closeBody(r))
+	}
+	res, _, err := t.exchange(r, target, to, conn)
+	return res, err
+}
+
+// CloseIdleConnections closes those that are kept; others follow when their exchanges end.
+func (t *Direct) CloseIdleConnections() { t.idle.close() }
+
+// repeatable says whether r may be sent twice.
+func repeatable(r *http.Request) bool {
+	switch r.Method {
+	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace:
+		return !hasBody(r)
+	}
+	return false
+}
+
+func (t *Direct) connect(ctx context.Context, to endpoint) (net.Conn, error) {
+	addr, port := to.addr, "80"
+	if to.tls {
+		port = "443"
+	}
+	if _, _, err := net.SplitHostPort(addr); err != nil {
+		addr = net.JoinHostPort(strings.Trim(addr, "[]"), port)
+	}
+	conn, err := t.DialContext(ctx, "tcp", addr)
+	if err != nil || !to.tls {
+		return conn, err
+	}
+	cfg := &tls.Config{MinVersion: tls.VersionTLS12}
+	if t.TLSClientConfig != nil {
+		cfg = t.TLSClientConfig.Clone()
+	}
+	cfg.NextProtos = []string{"http/1.1"}
+	if cfg.ServerName == "" {
+		cfg.ServerName, _, _ = net.SplitHostPort(addr)
+	}
+	secure := tls.Client(conn, cfg)
+	ctx, cancel := context.WithTimeout(ctx, dialHost)
+	defer cancel()
+	if err := secure.HandshakeContext(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("TLS handshake: %w", err), conn.Close())
+	}
+	return secure, nil
+}
