@@ -80,7 +80,7 @@ func (s *server) run(ctx context.Context) error {
 	bulk, streams := transport.NewProxyTransport(), transport.NewStreamTransport()
 	defer bulk.CloseIdleConnections()
 	defer streams.CloseIdleConnections()
-	edge := portproxy.NewEdge(portproxy.EdgeConfig{Lookup: s.lookup, Bulk: bulk, Streams: streams, Logger: s.cfg.Logger})
+	edge := portproxy.NewEdge(portproxy.EdgeConfig{Lookup: s.lookup, Resumer: resumer{s}, Bulk: bulk, Streams: streams, Logger: s.cfg.Logger})
 	defer edge.Close()
 
 	// Connections to sandboxes hang on ctx, so that tunnels end with it; API calls outlive it for the grace.
@@ -144,7 +144,7 @@ func (s *server) lookup(ctx context.Context, id string) (portproxy.AgentTarget, 
 		return portproxy.AgentTarget{}, err
 	case row.State == store.Creating:
 		return portproxy.AgentTarget{}, portproxy.ErrTransition
-	case row.State != store.Running:
+	case row.State != store.Running && !sleeps(row):
 		return portproxy.AgentTarget{}, portproxy.ErrNotFound
 	}
 	agent := s.agent(row.Agent)
@@ -154,6 +154,9 @@ func (s *server) lookup(ctx context.Context, id string) (portproxy.AgentTarget, 
 	target := portproxy.AgentTarget{URL: agent.URL(), Token: agent.Token(), MaskHost: row.MaskRequestHost}
 	if row.PrivateTraffic {
 		target.TrafficToken = s.trafficToken(row.ID)
+	}
+	if sleeps(row) {
+		return target, portproxy.ErrPaused
 	}
 	return target, nil
 }
