@@ -165,6 +165,9 @@ func (s *System) Kill() {
 // temporary is where it makes its temporary files.
 func (s *System) temporary() string { return filepath.Join(s.Dir, "tmp") }
 
+// PID is the process's id.
+func (s *System) PID() int { return s.process.PID() }
+
 // Log is all that it has logged.
 func (s *System) Log() string { return s.process.Log() }
 
