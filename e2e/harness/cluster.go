@@ -48,6 +48,8 @@ type ClusterConfig struct {
 	Nodes int
 	// AgentFlags and ControlPlaneFlags are further flags of the programs.
 	AgentFlags, ControlPlaneFlags []string
+	// Prepare is called with each host before anything is started on it; may be nil.
+	Prepare func(*Host)
 }
 
 // StartCluster starts n agents, with further flags, and a control plane that knows them.
@@ -61,9 +63,14 @@ func StartClusterWith(tb testing.TB, cfg ClusterConfig) *Cluster {
 	tb.Helper()
 	c := &Cluster{API: API{tb: tb}, Head: NewHost(tb, "head"), dir: Dir(tb)}
 	c.host = c.Head
+	if cfg.Prepare == nil {
+		cfg.Prepare = func(*Host) {}
+	}
+	cfg.Prepare(c.Head)
 	var agents []string
 	for i := range cfg.Nodes {
 		node := &Node{Host: NewHost(tb, fmt.Sprintf("node%d", i))}
+		cfg.Prepare(node.Host)
 		here, there := Join(tb, c.Head, node.Host, i)
 		node.Must(func() error { return netlink.RouteAdd(&netlink.Route{Gw: here.AsSlice()}) })
 		// One after the other: the first keeps the verdicts on VMMs for all.
