@@ -3,72 +3,80 @@ package echo
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"slices"
+	"sync"
 	"time"
 )
 
 // Config says how to type.
 type Config struct {
-	// Interval is the pause between two keystrokes, from one to the next.
+	// Interval is the pause between two keystrokes. They come at this pace whether or not earlier ones have
+	// come back, as a person's do: waiting for each would count a stall of a second as one slow key, when it
+	// has kept hundreds waiting.
 	Interval time.Duration
 	// Limit is how long one echo is waited for, after which the terminal counts as blocked.
 	Limit time.Duration
 }
 
-// Typist types on one terminal. It is used by one goroutine.
+// Typist types on one terminal. Press, Finish, Forget and Close belong to one goroutine.
+//
+// Keys that are typed while the terminal takes earlier ones are sent together, as terminals' user interfaces do.
 type Typist struct {
 	cfg      Config
 	terminal io.ReadWriteCloser
-	echoes   chan arrival
-	gone     chan error // why reading has ended
-	wrote    chan error // results of writes, in order
-	keys     chan byte
-	stop     context.CancelFunc
-	count    int
-	next     time.Time
-	samples  []time.Duration
+	due      time.Time
+	work     chan struct{} // has an element when pending has keys
+	done     chan struct{}
+
+	mu      sync.Mutex
+	pending []byte          // typed and not yet sent
+	typed   []time.Time     // when each key was, in order
+	took    []time.Duration // of those that have come back, in order
+	broken  error
+	changed chan struct{} // closed and replaced when took or broken changes
 }
 
-type arrival struct {
-	key byte
-	at  time.Time
-}
-
-// ErrBlocked is Press's for an echo that did not come within the limit. It ends the Typist's use.
+// ErrBlocked is the error for an echo that did not come within the limit.
 var ErrBlocked = errors.New("the echo did not come")
 
 // ready is what a terminal prints once it echoes.
 const ready = "ready"
 
-// NewTypist waits until the terminal is ready, limit at most. It reads and writes the terminal from then on
-// and closes it at the end, by Close.
+// NewTypist waits until the terminal is ready, limit at most. The terminal is the Typist's from then on.
 func NewTypist(terminal io.ReadWriteCloser, cfg Config) (*Typist, error) {
-	ctx, stop := context.WithCancel(context.Background())
 	t := &Typist{
-		cfg: cfg, terminal: terminal, stop: stop,
-		echoes: make(chan arrival, 64), gone: make(chan error, 1), wrote: make(chan error, 1), keys: make(chan byte),
+		cfg: cfg, terminal: terminal,
+		work: make(chan struct{}, 1), done: make(chan struct{}), changed: make(chan struct{}),
 	}
 	prompt := make(chan struct{})
-	go t.read(ctx, prompt)
-	go t.write(ctx)
-	select {
-	case <-prompt:
-		return t, nil
-	case err := <-t.gone:
-		t.Close()
-		return nil, fmt.Errorf("wait for a terminal: %w", err)
-	case <-time.After(cfg.Limit):
-		t.Close()
-		return nil, fmt.Errorf("wait for a terminal: %w", ErrBlocked)
+	go t.read(prompt)
+	go t.write()
+	limit := time.NewTimer(cfg.Limit)
+	defer limit.Stop()
+	for {
+		t.mu.Lock()
+		changed, broken := t.changed, t.broken
+		t.mu.Unlock()
+		if broken != nil {
+			t.Close()
+			return nil, fmt.Errorf("wait for a terminal: %w", broken)
+		}
+		select {
+		case <-prompt:
+			return t, nil
+		case <-changed:
+		case <-limit.C:
+			t.Close()
+			return nil, fmt.Errorf("wait for a terminal: %w", ErrBlocked)
+		}
 	}
 }
 
-// read notes when each byte came, once it has seen the prompt.
-func (t *Typist) read(ctx context.Context, prompt chan<- struct{}) {
+// read closes prompt when it has come and then notes when each key came back.
+func (t *Typist) read(prompt chan<- struct{}) {
 	var seen []byte
 	buf := make([]byte, 4096)
 	for {
@@ -82,102 +90,143 @@ func (t *Typist) read(ctx context.Context, prompt chan<- struct{}) {
 			if ok {
 				close(prompt)
 				prompt = nil
-			} else {
-				got = nil
 			}
 		}
-		for _, key := range got {
-			if key < 'a' || key > 'z' {
-				continue // the prompt's end
-			}
-			select {
-			case t.echoes <- arrival{key, at}:
-			case <-ctx.Done():
-				return
-			}
-		}
+		err = errors.Join(t.came(got, at), err)
 		if err != nil {
-			t.gone <- err
+			t.fail(fmt.Errorf("read the echo: %w", err))
 			return
 		}
 	}
 }
 
-func (t *Typist) write(ctx context.Context) {
+// came notes keys that came back.
+func (t *Typist) came(keys []byte, at time.Time) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, got := range keys {
+		if got < 'a' || got > 'z' {
+			continue // the prompt's end
+		}
+		n := len(t.took)
+		if n >= len(t.typed) || got != key(n) {
+			return fmt.Errorf("key %d came back as %q", n, got)
+		}
+		t.took = append(t.took, at.Sub(t.typed[n]))
+	}
+	t.tell()
+	return nil
+}
+
+func key(n int) byte { return 'a' + byte(n%26) }
+
+// tell is called with mu held.
+func (t *Typist) tell() {
+	close(t.changed)
+	t.changed = make(chan struct{})
+}
+
+func (t *Typist) fail(err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.broken == nil {
+		t.broken = err
+	}
+	t.tell()
+}
+
+func (t *Typist) write() {
 	for {
 		select {
-		case key := <-t.keys:
-			_, err := t.terminal.Write([]byte{key})
-			t.wrote <- err
-		case <-ctx.Done():
+		case <-t.work:
+		case <-t.done:
+			return
+		}
+		t.mu.Lock()
+		keys := t.pending
+		t.pending = nil
+		t.mu.Unlock()
+		if _, err := t.terminal.Write(keys); err != nil {
+			t.fail(fmt.Errorf("type: %w", err))
 			return
 		}
 	}
 }
 
-// Press types the next key and waits for its echo. A key that is late because the one before it took longer
-// than the interval counts from when it was due, as its user would: otherwise a stall of a second would be
-// one slow key among thousands, when it has kept hundreds waiting.
-func (t *Typist) Press() (time.Duration, error) {
+// Press types the next key when it is due. Its error is that of an earlier key.
+func (t *Typist) Press() error {
 	now := time.Now()
-	begin := now
-	if t.next.IsZero() {
-		t.next = now
-	}
-	if wait := t.next.Sub(now); wait > 0 {
+	if wait := t.due.Sub(now); wait > 0 {
 		time.Sleep(wait)
-		// What the timer was late is not the terminal's.
-		begin = time.Now()
-	} else {
-		begin = t.next
+		now = time.Now() // what the timer was late is not the terminal's
 	}
-	t.next = t.next.Add(t.cfg.Interval)
-	if behind := begin.Add(-t.cfg.Limit); t.next.Before(behind) {
-		t.next = behind
+	// After a pause of this process the pace goes on from here.
+	t.due = now.Add(t.cfg.Interval)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := t.check(now); err != nil {
+		return err
 	}
-	key := 'a' + byte(t.count%26)
-	t.count++
-	took, err := t.press(key, begin)
-	t.samples = append(t.samples, took)
-	return took, err
+	t.pending = append(t.pending, key(len(t.typed)))
+	t.typed = append(t.typed, now)
+	select {
+	case t.work <- struct{}{}:
+	default:
+	}
+	return nil
 }
 
-func (t *Typist) press(key byte, begin time.Time) (time.Duration, error) {
-	limit := time.NewTimer(t.cfg.Limit)
-	defer limit.Stop()
-	t.keys <- key // the writer is idle: its last result was taken
-	var echoed, written bool
-	var took time.Duration
-	for !echoed || !written {
+// check is called with mu held.
+func (t *Typist) check(now time.Time) error {
+	if t.broken != nil {
+		return t.broken
+	}
+	if n := len(t.took); n < len(t.typed) && now.Sub(t.typed[n]) >= t.cfg.Limit {
+		return ErrBlocked
+	}
+	return nil
+}
+
+// Finish waits until all keys have come back.
+func (t *Typist) Finish() error {
+	for {
+		t.mu.Lock()
+		changed, outstanding := t.changed, len(t.typed)-len(t.took)
+		err := t.check(time.Now())
+		t.mu.Unlock()
+		if err != nil || outstanding == 0 {
+			return err
+		}
 		select {
-		case got := <-t.echoes:
-			if got.key != key {
-				return 0, fmt.Errorf("typed %q, got %q", key, got.key)
-			}
-			echoed, took = true, got.at.Sub(begin)
-		case err := <-t.wrote:
-			if err != nil {
-				return 0, fmt.Errorf("type: %w", err)
-			}
-			written = true
-		case err := <-t.gone:
-			return 0, fmt.Errorf("read the echo: %w", err)
-		case <-limit.C:
-			return t.cfg.Limit, ErrBlocked
+		case <-changed:
+		case <-time.After(t.cfg.Limit / 50):
 		}
 	}
-	return took, nil
 }
 
-// Samples are the times of all keys so far, in order; a blocked one's is the limit.
-func (t *Typist) Samples() []time.Duration { return t.samples }
+// Samples are the times of all keys since Forget, in order. One that has not come back counts as long as it
+// has been waited for.
+func (t *Typist) Samples() []time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	all := slices.Clone(t.took)
+	now := time.Now()
+	for _, at := range t.typed[len(all):] {
+		all = append(all, now.Sub(at))
+	}
+	return all
+}
 
-// Forget drops the samples so far, and what is late of them.
-func (t *Typist) Forget() { t.samples, t.next = nil, time.Time{} }
+// Forget drops all samples; all keys must have come back. The keys start from the first one again.
+func (t *Typist) Forget() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.typed, t.took = nil, nil
+}
 
 // Close closes the terminal.
 func (t *Typist) Close() {
-	t.stop()
+	close(t.done)
 	_ = t.terminal.Close() // it may be broken, which is what was measured
 }
 
