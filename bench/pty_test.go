@@ -122,7 +122,7 @@ func open(tb testing.TB, ctx context.Context, c *ground.Client, limit time.Durat
 }
 
 func report(b *testing.B, took []time.Duration) {
-	for name, q := range map[string]float64{"p50": 0.5, "p99": 0.99, "p99.9": 0.999, "max": 1} {
+	for name, q := range map[string]float64{"p10": 0.1, "p50": 0.5, "p99": 0.99, "p99.9": 0.999, "max": 1} {
 		b.ReportMetric(float64(echo.Quantile(took, q).Nanoseconds())/1e3, name+"-us")
 	}
 	b.ReportMetric(0, "ns/op") // the pace, which was chosen

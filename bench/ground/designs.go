@@ -213,6 +213,13 @@ func openTCPHops(_ context.Context, g *Ground, l Link) (*Client, error) {
 	return g.tcp(l, rawPort, true)
 }
 
+// TCPGuest is TCP from the agent's host to the guest.
+func (g *Ground) TCPGuest() (*Client, error) {
+	l := g.Inside()
+	l.Head = g.Guest
+	return g.tcp(l, echoPort, true)
+}
+
 // TCPTerminal is TCP over the same hops to a terminal, without the daemon.
 func (g *Ground) TCPTerminal(l Link) (*Client, error) {
 	g.relay(rawPTYPort, echoPTYPort)

@@ -36,7 +36,8 @@ const (
 type guest struct {
 	addr      netip.Addr
 	dial      func(ctx context.Context, network, addr string) (net.Conn, error)
-	transport *http.Transport
+	transport *http.Transport // to users' ports
+	streams   *http.Transport // to the daemon's
 
 	proxies sync.Map // proxyKey → *httputil.ReverseProxy
 	cached  atomic.Int64
@@ -88,6 +89,14 @@ func (c *guestConn) hold(err error) error {
 		time.Sleep(answerGrace)
 	}
 	return err
+}
+
+// to returns the transport to one of the guest's ports.
+func (g *guest) to(port uint16) *http.Transport {
+	if port == EnvdPort {
+		return g.streams
+	}
+	return g.transport
 }
 
 // proxy returns the ReverseProxy for port under the public name host, made by build on first use.
@@ -159,4 +168,5 @@ func (g *guest) evict() {
 		_ = c.TCPConn.Close()
 	}
 	g.transport.CloseIdleConnections()
+	g.streams.CloseIdleConnections()
 }

@@ -89,6 +89,7 @@ func (h *Host) guest(id string, addr netip.Addr) (g *guest, fresh bool) {
 	}
 	g = &guest{addr: addr, dial: h.cfg.Dial, conns: map[*guestConn]struct{}{}}
 	g.transport = transport.NewGuestPortTransport(g.dialRetrying)
+	g.streams = transport.NewGuestStreamTransport(g.dialRetrying)
 	h.guests.Store(id, g)
 	return g, true
 }
@@ -138,7 +139,7 @@ func (h *Host) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (h *Host) newProxy(g *guest, to route) *httputil.ReverseProxy {
 	base := url.URL{Scheme: "http", Host: netip.AddrPortFrom(g.addr, to.port).String()}
 	return &httputil.ReverseProxy{
-		Transport:     g.transport,
+		Transport:     g.to(to.port),
 		FlushInterval: -1, // at once: an event stream's next byte may be hours away
 		ErrorLog:      slog.NewLogLogger(h.cfg.Logger.Handler(), slog.LevelDebug),
 		Rewrite: func(pr *httputil.ProxyRequest) {

@@ -30,6 +30,7 @@ var transports = map[string]func() *http.Transport{
 	"proxy":     NewProxyTransport,
 	"boot":      NewBootTransport,
 	"guestport": func() *http.Transport { return NewGuestPortTransport(DialGuest) },
+	"guestd":    func() *http.Transport { return NewGuestStreamTransport(DialGuest) },
 }
 
 func TestT04_NoTransportBoundsAWholeExchange(t *testing.T) {
