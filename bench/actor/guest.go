@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/coder/websocket"
@@ -35,6 +36,14 @@ const pollReply = 2048
 // piece is what a download is written in.
 const piece = 64 << 10
 
+// maxBytes bounds a download of a known size.
+const maxBytes = 1 << 30
+
+// zeros is an endless reader.
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
 func serveGuest(ctx context.Context, ip string) error {
 	var g errgroup.Group
 	g.Go(func() error { return serve(ctx, net.JoinHostPort(ip, echoPort), echoTCP) })
@@ -61,6 +70,15 @@ func routes(ctx context.Context) http.Handler {
 	mux.HandleFunc("GET /ready", func(http.ResponseWriter, *http.Request) {})
 	mux.HandleFunc("GET /poll", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(make([]byte, pollReply)) })
 	mux.HandleFunc("GET /download", download)
+	mux.HandleFunc("GET /bytes/{n}", func(w http.ResponseWriter, r *http.Request) {
+		n, err := strconv.ParseInt(r.PathValue("n"), 10, 64)
+		if err != nil || n < 0 || n > maxBytes {
+			http.Error(w, "a number of bytes up to 1 GiB", http.StatusBadRequest)
+			return
+		}
+		w.Header().Set("Content-Length", strconv.FormatInt(n, 10))
+		_, _ = io.Copy(w, io.LimitReader(zeros{}, n))
+	})
 	// A program that takes a request and never reads its body: it is blocked, stopped in a debugger, or slow.
 	mux.HandleFunc("POST /unread", func(_ http.ResponseWriter, r *http.Request) {
 		select {
