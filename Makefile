@@ -86,7 +86,7 @@ lint:
 test: deps-test build-fault image sdk test-unit e2e-native test-fault vmtest ## All tests that need no Vagrant (as root)
 
 test-unit:
-	$(GO) test -race -timeout 10m ./impl/... ./guest/... ./proto/... ./bench/echo ./bench/report
+	$(GO) test -race -timeout 10m ./impl/... ./guest/... ./proto/... ./bench/actor ./bench/echo ./bench/report
 
 # Packages whose tests want a kernel of their own: device-mapper, a working KVM, freedom to break things.
 VM_PACKAGES := ./impl/netns ./impl/rootfs ./guest/wrenn-init

@@ -67,7 +67,7 @@ func beside(t *testing.T, g *ground.Ground, link ground.Link, d ground.Design, k
 	c, err := d.Open(ctx, g, link)
 	require.NoError(t, err)
 	defer c.Close()
-	typist := open(t, ctx, c, limit)
+	typist := open(ctx, t, c, limit)
 	defer typist.Close()
 	l, err := load.Start(ctx, c.Door, kind)
 	require.NoError(t, err)

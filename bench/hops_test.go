@@ -58,7 +58,7 @@ func firstByte(b *testing.B, g *ground.Ground, d ground.Design, cold bool) {
 	defer cancel()
 	c, err := d.Open(ctx, g, g.Loopback())
 	require.NoError(b, err)
-	newTerminal(b, ctx, c) // so that a warm one's connections are there
+	newTerminal(ctx, b, c) // so that a warm one's connections are there
 	var took []time.Duration
 	for b.Loop() {
 		if cold {
@@ -66,14 +66,14 @@ func firstByte(b *testing.B, g *ground.Ground, d ground.Design, cold bool) {
 			c, err = d.Open(ctx, g, g.Loopback())
 			require.NoError(b, err)
 		}
-		took = append(took, newTerminal(b, ctx, c))
+		took = append(took, newTerminal(ctx, b, c))
 	}
 	c.Close()
 	report(b, took)
 }
 
 // newTerminal returns how long a new terminal takes to say something, and ends it.
-func newTerminal(b *testing.B, ctx context.Context, c *ground.Client) time.Duration {
+func newTerminal(ctx context.Context, b *testing.B, c *ground.Client) time.Duration {
 	began := time.Now()
 	terminal, err := c.Terminal(ctx)
 	require.NoError(b, err)

@@ -49,7 +49,7 @@ func BenchmarkMemory(b *testing.B) {
 			for _, end := range ends {
 				end()
 			}
-			for range b.N { //nolint:revive // what is measured does not repeat
+			for range b.N { // what is measured does not repeat
 			}
 			b.ReportMetric(controlPlane/float64(n)/1024, "controlplane-KiB")
 			b.ReportMetric(agent/float64(n)/1024, "agent-KiB")

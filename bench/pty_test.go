@@ -62,7 +62,7 @@ func runPTY(b *testing.B, g *ground.Ground, link ground.Link, suffix string, d g
 func measure(b *testing.B, c *ground.Client, kind load.Kind) {
 	ctx, cancel := context.WithCancel(b.Context())
 	defer cancel()
-	typist := open(b, ctx, c, typing.Limit)
+	typist := open(ctx, b, c, typing.Limit)
 	defer typist.Close()
 	began := time.Now()
 	l, err := load.Start(ctx, c.Door, kind)
@@ -107,7 +107,7 @@ func measure(b *testing.B, c *ground.Client, kind load.Kind) {
 }
 
 // open opens a terminal and types a few keys, which makes the connections that typing needs.
-func open(tb testing.TB, ctx context.Context, c *ground.Client, limit time.Duration) *echo.Typist {
+func open(ctx context.Context, tb testing.TB, c *ground.Client, limit time.Duration) *echo.Typist {
 	tb.Helper()
 	terminal, err := c.Terminal(ctx)
 	require.NoError(tb, err)

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"fmt"
 	"io"
 	"log/slog"
@@ -13,8 +12,7 @@ import (
 	"os"
 	"strings"
 
-	"golang.org/x/net/http2"
-
+	"wrenn/bench/h2c"
 	"wrenn/impl/transport"
 )
 
@@ -27,23 +25,9 @@ import (
 // says the same, which Go's server keeps switched off by default; to flow control they are alike.
 const WebSocketHeader = "Actor-Websocket"
 
-// serveHTTP2 serves HTTP/2 without TLS, which is HTTP/2 with prior knowledge, by Go's defaults.
+// serveHTTP2 serves HTTP/2 without TLS.
 func serveHTTP2(ctx context.Context, addr string, h http.Handler) error {
-	srv := &http2.Server{}
-	return serve(ctx, addr, func(ctx context.Context, conn net.Conn) {
-		defer conn.Close()
-		srv.ServeConn(conn, &http2.ServeConnOpts{Context: ctx, Handler: h})
-	})
-}
-
-// newHTTP2Transport is Go's HTTP/2 client by its defaults, without TLS.
-func newHTTP2Transport() *http2.Transport {
-	return &http2.Transport{
-		AllowHTTP: true,
-		DialTLSContext: func(ctx context.Context, network, addr string, _ *tls.Config) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, network, addr)
-		},
-	}
+	return serve(ctx, addr, func(ctx context.Context, conn net.Conn) { h2c.Serve(ctx, conn, h) })
 }
 
 func newProxy(rt http.RoundTripper, to func(host string) *url.URL) *httputil.ReverseProxy {
@@ -60,13 +44,16 @@ func newProxy(rt http.RoundTripper, to func(host string) *url.URL) *httputil.Rev
 
 func serveEdge(ctx context.Context, listen, host string) error {
 	to := &url.URL{Scheme: "http", Host: host}
-	return serveHTTP2(ctx, listen, newProxy(newHTTP2Transport(), func(string) *url.URL { return to }))
+	rt := h2c.NewTransport(new(net.Dialer).DialContext)
+	defer rt.CloseIdleConnections()
+	return serveHTTP2(ctx, listen, newProxy(rt, func(string) *url.URL { return to }))
 }
 
 // serveHost takes the port from the host name's first part, as {port}-{sandbox}.
 func serveHost(ctx context.Context, listen, guest string) error {
 	// Go's own defaults, but for the number of idle connections: two would be dialled anew all the time.
 	rt := transport.NewStreamTransport()
+	defer rt.CloseIdleConnections()
 	to := func(host string) *url.URL {
 		port, _, _ := strings.Cut(host, "-")
 		return &url.URL{Scheme: "http", Host: net.JoinHostPort(guest, port)}

@@ -11,13 +11,16 @@ import (
 	"github.com/creack/pty"
 )
 
-// serve accepts connections until ctx ends and gives each to handle, which closes it.
+// serve accepts connections until ctx ends and gives each to handle, which closes it; the end of ctx closes it
+// too, and is waited for.
 func serve(ctx context.Context, addr string, handle func(context.Context, net.Conn)) error {
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", addr)
 	if err != nil {
 		return fmt.Errorf("listen on %s: %w", addr, err)
 	}
 	defer context.AfterFunc(ctx, func() { _ = l.Close() })()
+	var handlers sync.WaitGroup
+	defer handlers.Wait()
 	for {
 		conn, err := l.Accept()
 		if ctx.Err() != nil {
@@ -26,7 +29,10 @@ func serve(ctx context.Context, addr string, handle func(context.Context, net.Co
 		if err != nil {
 			return fmt.Errorf("accept on %s: %w", addr, err)
 		}
-		go handle(ctx, conn)
+		handlers.Go(func() {
+			defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
+			handle(ctx, conn)
+		})
 	}
 }
 
@@ -62,7 +68,7 @@ func echoTCP(_ context.Context, conn net.Conn) {
 
 // echoTerminal joins a connection to a terminal that echoes.
 func echoTerminal(ctx context.Context, conn net.Conn) {
-	defer conn.Close()
+	defer conn.Close() //nolint:errcheck // it is over whatever this says
 	cmd := exec.CommandContext(ctx, "sh", "-c", EchoScript)
 	terminal, err := pty.Start(cmd)
 	if err != nil {

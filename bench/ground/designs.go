@@ -2,7 +2,6 @@ package ground
 
 import (
 	"context"
-	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
@@ -11,8 +10,7 @@ import (
 	"net/url"
 	"strconv"
 
-	"golang.org/x/net/http2"
-
+	"wrenn/bench/h2c"
 	"wrenn/bench/load"
 	"wrenn/impl/envdclient"
 	"wrenn/impl/transport"
@@ -142,12 +140,7 @@ func openShared(_ context.Context, g *Ground, l Link) (*Client, error) {
 		g.Play(g.Node(), host, "host", "--listen", host.String(), "--guest", g.Guest.String())
 		g.Play(g.Head, netip.AddrPortFrom(g.HeadAddr, sharedPort), "edge", "--listen", fmt.Sprintf("0.0.0.0:%d", sharedPort), "--host", host.String())
 	})
-	rt := &http2.Transport{
-		AllowHTTP: true,
-		DialTLSContext: func(ctx context.Context, network, addr string, _ *tls.Config) (net.Conn, error) {
-			return l.DialContext(ctx, network, addr)
-		},
-	}
+	rt := h2c.NewTransport(l.DialContext)
 	base := httpURL(netip.AddrPortFrom(l.Head, sharedPort))
 	terminal, err := throughEnvd(base.String(), naming{rt, strconv.Itoa(envdPort) + "-box"}, nil, g.Box.EnvdAccessToken)
 	if err != nil {

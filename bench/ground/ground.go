@@ -153,9 +153,14 @@ func (g *Ground) startGuest() {
 // Play starts bench/actor on a host and waits until it accepts connections at addr; empty for no wait.
 func (g *Ground) Play(h *harness.Host, addr netip.AddrPort, args ...string) *harness.Process {
 	g.tb.Helper()
-	p := h.Launch("actor "+args[0]+" on "+h.Name, exec.Command(g.program, args...))
+	p := h.Launch("actor "+args[0]+" on "+h.Name, g.command(g.program, args...))
 	g.await(h, addr)
 	return p
+}
+
+// command is a program that the host's end ends, not the test's context.
+func (g *Ground) command(name string, args ...string) *exec.Cmd {
+	return exec.CommandContext(context.WithoutCancel(g.tb.Context()), name, args...)
 }
 
 // await waits until something accepts connections.

@@ -42,7 +42,7 @@ func openNginx(_ context.Context, g *Ground, l Link) (*Client, error) {
 		start := func(name, listen string, to netip.AddrPort) *exec.Cmd {
 			path := filepath.Join(g.dir, name)
 			require.NoError(g.tb, os.WriteFile(path, fmt.Appendf(nil, nginxConfig, path, listen, to), 0o600))
-			return exec.Command("nginx", "-c", path)
+			return g.command("nginx", "-c", path)
 		}
 		g.Node().Launch("nginx on the agent's host", start("nginx-agent", agent.String(), netip.AddrPortFrom(g.Guest, httpPort)))
 		g.await(g.Node(), agent)

@@ -49,14 +49,14 @@ func (g *Ground) startSSHD() {
 		config := filepath.Join(g.dir, "sshd_config")
 		require.NoError(g.tb, os.WriteFile(config, fmt.Appendf(nil, sshdConfig, sshPort, g.dir), 0o600))
 		g.Head.Must(func() error { return os.MkdirAll("/run/sshd", 0o755) })
-		g.Head.Launch("sshd", exec.Command("/usr/sbin/sshd", "-D", "-e", "-f", config))
+		g.Head.Launch("sshd", g.command("/usr/sbin/sshd", "-D", "-e", "-f", config))
 		g.await(g.Head, netip.AddrPortFrom(g.HeadAddr, sshPort))
 	})
 }
 
 // ssh is a command line of OpenSSH's client for a link.
 func (g *Ground) ssh(l Link, args ...string) *exec.Cmd {
-	return exec.Command("ssh", append([]string{
+	return g.command("ssh", append([]string{
 		"-F", "none", "-i", filepath.Join(g.dir, "user"), "-p", strconv.Itoa(sshPort), "-e", "none",
 		"-o", "UserKnownHostsFile=" + filepath.Join(g.dir, "known"), "-o", "StrictHostKeyChecking=accept-new", "-o", "LogLevel=ERROR",
 		"-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes", "-o", "ExitOnForwardFailure=yes", "root@" + l.Head.String(),
@@ -71,7 +71,7 @@ func openSSH(ctx context.Context, g *Ground, l Link, same bool) (*Client, error)
 	g.startSSHD()
 	g.headServers()
 	forwards++
-	local := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(forwards)) //nolint:gosec // a few dozen
+	local := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(forwards))
 	forward := []string{"-L", fmt.Sprintf("%s:127.0.0.1:%d", local, httpPort)}
 	rt := transport.NewProxyTransport()
 	rt.DialContext = l.DialContext
@@ -131,7 +131,7 @@ tornado.ioloop.IOLoop.current().start()
 func openWebTTY(_ context.Context, g *Ground, l Link) (*Client, error) {
 	g.do("webtty", func() {
 		need.File(g.tb, "terminado", "/usr/lib/python3/dist-packages/terminado", "install python3-terminado (make deps-bench)")
-		g.Head.Launch("terminado", exec.Command("/usr/bin/python3", "-c", webttyProgram, strconv.Itoa(webttyPort), script))
+		g.Head.Launch("terminado", g.command("/usr/bin/python3", "-c", webttyProgram, strconv.Itoa(webttyPort), script))
 		g.await(g.Head, netip.AddrPortFrom(g.HeadAddr, webttyPort))
 	})
 	g.headServers()
@@ -142,9 +142,10 @@ func openWebTTY(_ context.Context, g *Ground, l Link) (*Client, error) {
 		Door:  load.HTTP1{Transport: rt, URL: httpURL(netip.AddrPortFrom(l.Head, httpPort))},
 		close: []func(){rt.CloseIdleConnections},
 		Terminal: func(ctx context.Context) (io.ReadWriteCloser, error) {
-			conn, _, err := websocket.Dial(ctx, fmt.Sprintf("ws://%s/tty", netip.AddrPortFrom(l.Head, webttyPort)), &websocket.DialOptions{
-				HTTPClient: client, CompressionMode: websocket.CompressionDisabled,
-			})
+			conn, _, err := websocket.Dial(ctx, //nolint:bodyclose // the library has closed it
+				fmt.Sprintf("ws://%s/tty", netip.AddrPortFrom(l.Head, webttyPort)), &websocket.DialOptions{
+					HTTPClient: client, CompressionMode: websocket.CompressionDisabled,
+				})
 			if err != nil {
 				return nil, err
 			}

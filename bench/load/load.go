@@ -72,10 +72,12 @@ func Start(ctx context.Context, door Door, kind Kind) (*Load, error) {
 		for range n {
 			c := make(chan struct{})
 			begun = append(begun, c)
+			began := sync.OnceFunc(func() { close(c) })
 			l.wg.Go(func() {
-				if err := part(ctx, sync.OnceFunc(func() { close(c) })); err != nil && ctx.Err() == nil {
+				if err := part(ctx, began); err != nil && ctx.Err() == nil {
 					l.fail(err)
 				}
+				began() // or is over
 			})
 		}
 	}
@@ -177,7 +179,7 @@ func (l *Load) socket(ctx context.Context, began func()) error {
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
+	defer conn.Close() //nolint:errcheck // it is over whatever this says
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 	return l.drain(conn, began)
 }
@@ -209,7 +211,7 @@ func (l *Load) download(ctx context.Context, began func()) error {
 	if err != nil {
 		return err
 	}
-	defer body.Close()
+	defer body.Close() //nolint:errcheck // it is over whatever this says
 	return l.drain(body, began)
 }
 
@@ -219,10 +221,11 @@ func (l *Load) stall(ctx context.Context, began func()) error {
 	if err != nil {
 		return err
 	}
-	defer body.Close()
+	defer body.Close() //nolint:errcheck // it is over whatever this says
 	if _, err := io.CopyN(io.Discard, body, readBuffer); err != nil {
 		return err
 	}
+	l.bytes.Add(readBuffer)
 	began()
 	<-ctx.Done()
 	return nil
