@@ -27,9 +27,10 @@ const gcWait = 2 * time.Second
 // BenchmarkMemory keeps WebSockets and terminals open that say nothing and reports how much more memory the
 // control plane and the agent hold, per one of them. It measures once, however many times it is asked to run.
 func BenchmarkMemory(b *testing.B) {
-	g := ground.New(b, ground.Config{})
 	keep := func(name string, n int, open func(ctx context.Context, c *ground.Client) (func(), error)) {
 		b.Run("idle="+name, func(b *testing.B) {
+			// Each has programs of its own: what another one has left behind would be used again.
+			g := ground.New(b, ground.Config{})
 			c, err := ground.Isolated.Open(b.Context(), g, g.Loopback())
 			require.NoError(b, err)
 			defer c.Close()

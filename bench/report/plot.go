@@ -33,7 +33,7 @@ func plotTo(path, title string, lines []distribution) error {
 	p.X.Label.Text, p.Y.Label.Text = "keystrokes that took no longer", "milliseconds"
 	p.X.Scale, p.Y.Scale = plot.LogScale{}, plot.LogScale{}
 	p.X.Tick.Marker, p.Y.Tick.Marker = quantiles, plot.LogTicks{Prec: -1}
-	p.Legend.Top, p.Legend.Left = true, true
+	p.Legend.Top, p.Legend.Left = false, false
 	p.Add(plotter.NewGrid())
 	for i, d := range lines {
 		line, err := plotter.NewLine(points(d))
