@@ -127,9 +127,12 @@ func TestH02_AnUnreadUploadBlocksWhatSharesItsConnection(t *testing.T) {
 	l, err := load.Start(ctx, door, load.Unread)
 	require.NoError(t, err)
 	// The windows are full once nothing more is taken.
-	for taken := int64(-1); taken != l.Bytes(); time.Sleep(300 * time.Millisecond) {
+	taken := int64(-1)
+	require.Eventually(t, func() bool {
+		before := taken
 		taken = l.Bytes()
-	}
+		return taken == before
+	}, wait, 300*time.Millisecond, "the upload is read")
 	post := func(limit time.Duration) error {
 		ctx, cancel := context.WithTimeout(t.Context(), limit)
 		defer cancel()
