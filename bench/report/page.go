@@ -40,6 +40,7 @@ func write(dir string) error {
 	r.comparisons(&page, kinds, links)
 	r.hops(&page)
 	r.others(&page)
+	page.WriteString(notes)
 	return os.WriteFile(filepath.Join(dir, "report.md"), []byte(page.String()), 0o644)
 }
 
