@@ -39,6 +39,17 @@ func BenchmarkPTYReno(b *testing.B) {
 	}
 }
 
+// BenchmarkPTYBands is BenchmarkPTYReno where the queue of the slow link has bands: what a design's sockets gain by
+// having a priority.
+func BenchmarkPTYBands(b *testing.B) {
+	g := ground.New(b, ground.Config{Congestion: "reno", Bands: true})
+	for _, kind := range []load.Kind{load.None, load.Downloads} {
+		for _, d := range []ground.Design{ground.Isolated, ground.Shared, ground.SSH, ground.SSHSecond, ground.TCPHops} {
+			runPTY(b, g, g.Slow(), "-bands", d, kind)
+		}
+	}
+}
+
 func benchmarkPTY(b *testing.B, g *ground.Ground, suffix string, kinds []load.Kind) {
 	for _, link := range []ground.Link{g.Loopback(), g.Slow()} {
 		for _, kind := range kinds {

@@ -57,6 +57,9 @@ const (
 type Config struct {
 	// Congestion is the TCP congestion control of all connections between hosts; empty for the machine's.
 	Congestion string
+	// Bands lets packets of sockets with a higher priority (SO_PRIORITY) pass others in the slow link's queue, as
+	// Linux's pfifo_fast does, which is many hosts' default.
+	Bands bool
 }
 
 // Ground is ready when it is made, and gone when the test ends.
@@ -106,8 +109,8 @@ func New(tb testing.TB, cfg Config) *Ground {
 	g.Client = harness.NewHost(tb, "client")
 	prepare(g.Client)
 	g.HeadAddr, _ = harness.Join(tb, g.Head, g.Client, 1)
-	shape(g.Head, "to-client")
-	shape(g.Client, "uplink")
+	shape(g.Head, "to-client", cfg.Bands)
+	shape(g.Client, "uplink", cfg.Bands)
 	for _, h := range []*harness.Host{g.Head, g.Client, g.Node()} {
 		g.doors[h] = newVisitor(tb, h)
 	}
@@ -122,8 +125,11 @@ func (g *Ground) Node() *harness.Host { return g.Nodes[0].Host }
 
 // shape limits what a host sends to 100 Mbit/s. 32 KiB may pass at once, 2.6 ms at that rate, and what does
 // not is queued for 50 ms and then dropped, as in the plain queue of a home router or a cloud's limiter.
-func shape(h *harness.Host, link string) {
-	h.Run("tc", "qdisc", "add", "dev", link, "root", "tbf", "rate", "100mbit", "burst", "32kb", "latency", "50ms")
+func shape(h *harness.Host, link string, bands bool) {
+	h.Run("tc", "qdisc", "add", "dev", link, "root", "handle", "1:", "tbf", "rate", "100mbit", "burst", "32kb", "latency", "50ms")
+	if bands {
+		h.Run("tc", "qdisc", "add", "dev", link, "parent", "1:", "handle", "10:", "pfifo_fast")
+	}
 }
 
 // findGuest reads the guest's address off the agent's routes: it is the only sandbox.

@@ -22,5 +22,6 @@ queue, and all that the guest sends waits there, tcp-hops included.
 The link: connections compete in its queue. This one is a plain queue of 50 ms, and as many flows as downloads fill it;
 ssh carries all downloads in one flow, whose share of a queue on the same machine the kernel bounds (TCP small queues),
 so that it seems faster here than it would with the bottleneck elsewhere. A queue per flow (fq_codel, as most Linux
-routers have) would let a separate terminal pass at once, and could not help a shared connection.
+routers have) would let a separate terminal pass at once, and could not help a shared connection; nor could a queue with bands (pfifo_fast), where a
+socket's priority counts.
 `

@@ -128,7 +128,7 @@ func (r *results) hops(page *strings.Builder) {
 func (r *results) others(page *strings.Builder) {
 	page.WriteString("\n## Everything else\n\n| benchmark | |\n|---|---|\n")
 	for _, b := range r.benchmarks {
-		if strings.HasPrefix(b.name, "PTY/") || strings.HasPrefix(b.name, "PTYReno/") || strings.HasPrefix(b.name, "Hops/") {
+		if strings.HasPrefix(b.name, "PTY/") || strings.HasPrefix(b.name, "PTYReno/") || strings.HasPrefix(b.name, "PTYBands/") || strings.HasPrefix(b.name, "Hops/") {
 			continue
 		}
 		cells := make([]string, 0, len(b.metrics))
