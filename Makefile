@@ -27,7 +27,7 @@ RUN ?=
 NATIVE ?=
 export KEEP ?=
 
-.PHONY: help deps deps-test deps-vm generate build build-fault image apps sdk run demo check lint test test-unit vmtest box e2e e2e-native test-fault e2e-shell e2e-down bench clean
+.PHONY: help deps deps-test deps-vm generate build build-fault image apps sdk run demo check lint test test-unit vmtest box e2e e2e-native test-fault e2e-shell e2e-down deps-bench bench clean
 
 help: ## Show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -91,7 +91,7 @@ lint:
 test: deps-test build-fault image sdk test-unit e2e-native test-fault vmtest ## All tests that need no Vagrant (as root)
 
 test-unit:
-	$(GO) test -race -timeout 10m ./impl/... ./guest/... ./proto/...
+	$(GO) test -race -timeout 10m ./impl/... ./guest/... ./proto/... ./bench/actor ./bench/echo ./bench/report
 
 # Packages whose tests want a kernel of their own: device-mapper, a working KVM, freedom to break things.
 VM_PACKAGES := ./impl/netns ./impl/devicemapper ./impl/rootfs ./guest/wrenn-init
@@ -120,7 +120,7 @@ e2e-native:
 	@$(GO) build -o $(BIN)/gotestsum gotest.tools/gotestsum
 	WRENN_ARTIFACTS=$(CURDIR)/build/e2e/artifacts $(BIN)/gotestsum --format standard-verbose --hide-summary output \
 		--junitfile build/e2e/native.xml --jsonfile build/e2e/native.json \
-		-- -count=1 -timeout 20m -p 1 $(if $(RUN),-run '$(RUN)') ./e2e/...
+		-- -count=1 -timeout 20m -p 1 $(if $(RUN),-run '$(RUN)') ./e2e/... ./bench
 
 e2e-shell: deps-vm build-fault image sdk ## A shell in the Vagrant machine, which stays up
 	@$(GO) build -o $(BIN)/vm ./vagrant/vm
@@ -140,8 +140,32 @@ test-fault: deps-test build-fault image ## Kill the agent at every step and look
 		--junitfile build/e2e/fault.xml --jsonfile build/e2e/fault.json \
 		-- -tags fault -count=1 -timeout 20m $(FAULT_FLAGS) $(if $(RUN),-run '$(RUN)') ./fault
 
-bench: build image ## Benchmarks (as root)
-	$(GO) test -run '^$$' -bench . -p 1 ./impl/... ./bench/...
+# What the benchmarks measure beside Wrenn.
+BENCH_DEBS := openssh-server openssh-client nginx python3-terminado
+
+deps-bench: deps-test
+	@.ci/install $(BENCH_DEBS)
+
+# How many keys are typed for each distribution, and how long everything else is measured. BENCH_PREFIX is put before
+# what measures (something that gives it a busy machine's processors), and WRENN_BENCH_VMM picks another VMM than the
+# one without VMs, on which the transport alone is measured.
+LONG ?=
+BENCH_PREFIX ?=
+BENCH_PACKAGES ?= ./bench ./impl/...
+BENCH_TYPING := ^Benchmark(PTY|PTYReno|PTYBands|Hops)$$
+BENCH_KEYS := $(if $(LONG),10000,600)
+BENCH_TIME := $(if $(LONG),10s,1s)
+BENCH_RESULTS := bench/results/$(shell date -u +%Y%m%dT%H%M%SZ)
+
+bench: deps-bench build image ## Benchmarks and a report in bench/results (as root, 15 minutes; LONG=1: 2 hours)
+	@mkdir -p $(BENCH_RESULTS)
+	@$(GO) run ./bench/report facts >$(BENCH_RESULTS)/bench.txt
+	@export WRENN_BENCH_SAMPLES=$(CURDIR)/$(BENCH_RESULTS)/samples; \
+	run() { $(BENCH_PREFIX) $(GO) test -run '^$$' -timeout 5h -p 1 "$$@" | tee -a $(BENCH_RESULTS)/bench.txt; }; \
+	run -bench '$(BENCH_TYPING)' -benchtime $(BENCH_KEYS)x ./bench; \
+	run -bench . -skip '$(BENCH_TYPING)' -benchtime $(BENCH_TIME) $(BENCH_PACKAGES)
+	@$(GO) run ./bench/report $(BENCH_RESULTS)
+	@echo "$(BENCH_RESULTS)/report.md"
 
 clean: ## Remove what was built (the image's cache too)
 	rm -rf build e2e/sdk/node_modules

@@ -34,7 +34,8 @@ func TestS06_PausesDoNotDrift(t *testing.T) {
 	before := harness.Take(t)
 	s := start(t)
 	box := s.run(heapMiB)
-	terminal := s.openTerminal(box.SandboxID, s.Guest(box))
+	guest := s.Guest(box)
+	terminal := s.openTerminal(guest)
 	n := cycles
 	if testing.Short() {
 		n = shortCycles
@@ -55,7 +56,7 @@ func TestS06_PausesDoNotDrift(t *testing.T) {
 		closeEnough(t, r)
 		clocks = append(clocks, r.clockError())
 		s.moved(box, r)
-		terminal.goesOn(s.Guest(box), i)
+		terminal.goesOn(guest, i)
 		held = append(held, descriptors(t, s.PID()))
 	}
 	t.Logf("pause p50 %.0f ms, resume p50 %.0f ms, clock off by %v at most, %d MiB in use after the first pause and %d at most, %d descriptors at first and %d at the end",
@@ -78,7 +79,7 @@ type terminal struct {
 	pid uint32
 }
 
-func (s *system) openTerminal(_ string, guest *envdclient.Client) *terminal {
+func (s *system) openTerminal(guest *envdclient.Client) *terminal {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(s.t.Context(), harness.Patience)
 	defer cancel()

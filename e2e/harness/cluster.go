@@ -42,26 +42,47 @@ type Node struct {
 // not wait.
 const reconcile = 300 * time.Millisecond
 
+// ClusterConfig says what a Cluster is made of.
+type ClusterConfig struct {
+	// Nodes is the number of agents.
+	Nodes int
+	// AgentFlags and ControlPlaneFlags are further flags of the programs.
+	AgentFlags, ControlPlaneFlags []string
+	// Prepare is called with each host before anything is started on it; may be nil.
+	Prepare func(*Host)
+}
+
 // StartCluster starts n agents, with further flags, and a control plane that knows them.
 func StartCluster(tb testing.TB, n int, flags ...string) *Cluster {
 	tb.Helper()
+	return StartClusterWith(tb, ClusterConfig{Nodes: n, AgentFlags: flags})
+}
+
+// StartClusterWith starts agents and a control plane that knows them.
+func StartClusterWith(tb testing.TB, cfg ClusterConfig) *Cluster {
+	tb.Helper()
 	c := &Cluster{API: API{tb: tb}, Head: NewHost(tb, "head"), dir: Dir(tb)}
 	c.host = c.Head
+	if cfg.Prepare == nil {
+		cfg.Prepare = func(*Host) {}
+	}
+	cfg.Prepare(c.Head)
 	var agents []string
-	for i := range n {
+	for i := range cfg.Nodes {
 		node := &Node{Host: NewHost(tb, fmt.Sprintf("node%d", i))}
-		here, there := join(tb, c.Head, node.Host, i)
+		cfg.Prepare(node.Host)
+		here, there := Join(tb, c.Head, node.Host, i)
 		node.Must(func() error { return netlink.RouteAdd(&netlink.Route{Gw: here.AsSlice()}) })
 		// One after the other: the first keeps the verdicts on VMMs for all.
-		node.Agent = node.StartAgent(AgentConfig{Listen: there.String() + ":3003", Flags: flags})
+		node.Agent = node.StartAgent(AgentConfig{Listen: there.String() + ":3003", Flags: cfg.AgentFlags})
 		agents = append(agents, node.Name+"="+node.Agent.Token+"@http://"+node.Agent.Listen)
 		c.Nodes = append(c.Nodes, node)
 	}
-	c.startControlPlane(agents)
+	c.startControlPlane(agents, cfg.ControlPlaneFlags)
 	return c
 }
 
-func (c *Cluster) startControlPlane(agents []string) {
+func (c *Cluster) startControlPlane(agents, flags []string) {
 	c.tb.Helper()
 	program := need.File(c.tb, "build", Build(c.tb, "bin/wrenn-cp"), "run `make build`")
 	database := c.dir + "/wrenn.db"
@@ -69,10 +90,11 @@ func (c *Cluster) startControlPlane(agents []string) {
 	c.APIKey = strings.TrimSpace(c.Head.Run(program, "new-key", "test", "--database", database))
 	secret := make([]byte, 32)
 	_, _ = rand.Read(secret) // never fails
-	c.ControlPlane = c.Head.start(c.tb, "control plane", exec.Command(program,
+	args := append([]string{
 		"--database", database, "--secret", hex.EncodeToString(secret), "--agents", strings.Join(agents, ","),
 		"--reconcile", reconcile.String(),
-	))
+	}, flags...)
+	c.ControlPlane = c.Head.start(c.tb, "control plane", exec.Command(program, args...))
 	c.Head.keepsFilesIn(c.dir)
 	deadline := time.Now().Add(Patience)
 	for !c.healthy() {
@@ -92,12 +114,13 @@ func (n *Node) Restart() {
 	n.Agent = n.StartAgent(n.Agent.AgentConfig)
 }
 
-// links is where the two ends of a Cluster's veth pairs have their addresses, /31 each. The range is for
+// links is where the two ends of veth pairs between Hosts have their addresses, /31 each. The range is for
 // tests of networks (RFC 2544), so no sandbox meets it.
 var links = netip.MustParsePrefix("198.18.0.0/24")
 
-// join makes a veth pair, the number-th, between two hosts and returns the two ends' addresses.
-func join(tb testing.TB, a, b *Host, number int) (here, there netip.Addr) {
+// Join makes a veth pair, the number-th (0 to 127; a Cluster's nodes have the first), between two hosts and
+// returns the two ends' addresses. The end on a is named "to-" and b's name, the one on b "uplink".
+func Join(tb testing.TB, a, b *Host, number int) (here, there netip.Addr) {
 	tb.Helper()
 	raw := links.Addr().As4()
 	raw[3] = byte(2 * number)

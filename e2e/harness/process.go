@@ -68,6 +68,15 @@ func startBound(cmd *exec.Cmd, done <-chan struct{}) error {
 	return <-started
 }
 
+// Launch starts a program on the host; what is left of it at the test's end is told to end.
+func (h *Host) Launch(name string, cmd *exec.Cmd) *Process {
+	h.tb.Helper()
+	return h.start(h.tb, name, cmd)
+}
+
+// PID is its process id, as the machine knows it.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
 // Signal sends a signal to it.
 func (p *Process) Signal(sig os.Signal) {
 	p.tb.Helper()
@@ -98,9 +107,6 @@ func (p *Process) Await() {
 		require.FailNow(p.tb, p.Name+" does not end", "%s", p.log)
 	}
 }
-
-// PID is its process id.
-func (p *Process) PID() int { return p.cmd.Process.Pid }
 
 // Done is closed when it has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }

@@ -87,8 +87,9 @@ const (
 func newTimers() *timers {
 	t := &timers{last: time.Now()}
 	go func() {
-		for now := range time.Tick(tick) {
+		for range time.Tick(tick) {
 			t.mu.Lock()
+			now := time.Now() // the tick's own time is when it was due, or a moment after
 			gap := now.Sub(t.last)
 			if gap < 0 || gap > maxJump {
 				t.wrong = errors.Join(t.wrong, fmt.Errorf("%v passed between two ticks", gap))

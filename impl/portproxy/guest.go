@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"net/http/httputil"
 	"net/netip"
 	"sync"
@@ -35,7 +36,8 @@ const (
 type guest struct {
 	addr      netip.Addr
 	dial      func(ctx context.Context, network, addr string) (net.Conn, error)
-	transport *transport.Direct
+	transport *transport.Direct // to users' ports
+	streams   *http.Transport   // to the daemon's
 
 	inFlight atomic.Int64 // exchanges under way
 
@@ -65,6 +67,14 @@ func (c *guestConn) Close() error {
 	delete(c.guest.conns, c)
 	c.guest.mu.Unlock()
 	return c.TCPConn.Close()
+}
+
+// to returns the transport to one of the guest's ports.
+func (g *guest) to(port uint16) http.RoundTripper {
+	if port == EnvdPort {
+		return g.streams
+	}
+	return g.transport
 }
 
 // proxy returns the ReverseProxy for port under the public name host, made by build on first use.
@@ -136,4 +146,5 @@ func (g *guest) evict() {
 		_ = c.SetLinger(0)
 		_ = c.TCPConn.Close()
 	}
+	g.streams.CloseIdleConnections()
 }

@@ -117,6 +117,7 @@ func (h *Host) guest(id string, addr netip.Addr) (g *guest, fresh bool) {
 	}
 	g = &guest{addr: addr, dial: h.cfg.Dial, conns: map[*guestConn]struct{}{}}
 	g.transport = transport.NewGuestPortTransport(g.dialRetrying)
+	g.streams = transport.NewGuestStreamTransport(g.dialRetrying)
 	h.guests.Store(id, g)
 	return g, true
 }
@@ -185,7 +186,7 @@ func (h *Host) pathForm(g *guest, to route, out *http.Request) pathForm {
 func (h *Host) newProxy(g *guest, to route) *httputil.ReverseProxy {
 	base := url.URL{Scheme: "http", Host: netip.AddrPortFrom(g.addr, to.port).String()}
 	return &httputil.ReverseProxy{
-		Transport:  upgrader{g.transport},
+		Transport:  upgrader{g.to(to.port)},
 		BufferPool: bufferPool{},
 		ErrorLog:   slog.NewLogLogger(h.cfg.Logger.Handler(), slog.LevelDebug),
 		Rewrite: func(pr *httputil.ProxyRequest) {

@@ -121,6 +121,16 @@ func NewBootTransport() *http.Transport {
 
 var guestDialer = dialer(dialGuest)
 
+// NewGuestStreamTransport returns the transport from an agent's port proxy to one sandbox's daemon, which
+// connects by dial. Unlike a user's server the daemon is ours and keeps idle connections longer than this does
+// (see idleClient), so they are used again: every key that is typed is a call of its own, and a dial costs a
+// round trip, a goroutine of the daemon's and half a dozen system calls on either side. 64 idle ones are more
+// than the terminals of one sandbox that anyone types on at a time. The owner must end them, idle or not,
+// before the address becomes another sandbox's and before a pause.
+func NewGuestStreamTransport(dial func(ctx context.Context, network, addr string) (net.Conn, error)) *http.Transport {
+	return base(dial, 64)
+}
+
 // DialGuest connects to a guest, by address, on this host within 3.1 s or fails. The connection is a *net.TCPConn.
 func DialGuest(ctx context.Context, network, addr string) (net.Conn, error) {
 	to, err := netip.ParseAddrPort(addr)

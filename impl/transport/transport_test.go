@@ -28,6 +28,7 @@ var transports = map[string]func() *http.Transport{
 	"rpc":    NewRPCTransport,
 	"stream": NewStreamTransport,
 	"boot":   NewBootTransport,
+	"guestd": func() *http.Transport { return NewGuestStreamTransport(DialGuest) },
 }
 
 func TestT04_NoTransportBoundsAWholeExchange(t *testing.T) {

@@ -1,0 +1,195 @@
+package ground
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/coder/websocket"
+	"github.com/stretchr/testify/require"
+
+	"wrenn/bench/load"
+	"wrenn/impl/need"
+	"wrenn/impl/transport"
+)
+
+// killWait is how long a terminal may take to end its program.
+const killWait = time.Second
+
+// sshdConfig lets this user in by one key and nobody else, and changes nothing that concerns speed.
+const sshdConfig = `Port %d
+ListenAddress 0.0.0.0
+HostKey %s/host
+AuthorizedKeysFile %[2]s/user.pub
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+PermitRootLogin prohibit-password
+StrictModes no
+UsePAM no
+UseDNS no
+PrintMotd no
+PidFile none
+`
+
+// startSSHD starts OpenSSH's server on the control plane's host.
+func (g *Ground) startSSHD() {
+	g.do("sshd", func() {
+		need.Program(g.tb, "ssh", "ssh-keygen", "/usr/sbin/sshd")
+		for _, name := range []string{"host", "user"} {
+			g.Head.Run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", filepath.Join(g.dir, name))
+		}
+		config := filepath.Join(g.dir, "sshd_config")
+		require.NoError(g.tb, os.WriteFile(config, fmt.Appendf(nil, sshdConfig, sshPort, g.dir), 0o600))
+		g.Head.Must(func() error { return os.MkdirAll("/run/sshd", 0o755) })
+		g.Head.Launch("sshd", g.command("/usr/sbin/sshd", "-D", "-e", "-f", config))
+		g.await(g.Head, netip.AddrPortFrom(g.HeadAddr, sshPort))
+	})
+}
+
+// ssh is a command line of OpenSSH's client for a link.
+func (g *Ground) ssh(l Link, args ...string) *exec.Cmd {
+	return g.command("ssh", append([]string{
+		"-F", "none", "-i", filepath.Join(g.dir, "user"), "-p", strconv.Itoa(sshPort), "-e", "none",
+		"-o", "UserKnownHostsFile=" + filepath.Join(g.dir, "known"), "-o", "StrictHostKeyChecking=accept-new", "-o", "LogLevel=ERROR",
+		"-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes", "-o", "ExitOnForwardFailure=yes", "root@" + l.Head.String(),
+	}, args...)...)
+}
+
+// forwards numbers the ports that are forwarded, one per client, since an earlier one may still be held.
+var forwards = 9000
+
+// openSSH opens a terminal by ssh and forwards a port for the load, by the same connection or by another one.
+func openSSH(ctx context.Context, g *Ground, l Link, same bool) (*Client, error) {
+	g.startSSHD()
+	g.headServers()
+	forwards++
+	local := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(forwards))
+	forward := []string{"-L", fmt.Sprintf("%s:127.0.0.1:%d", local, httpPort)}
+	rt := transport.NewProxyTransport()
+	rt.DialContext = l.DialContext
+	c := &Client{Door: load.HTTP1{Transport: rt, URL: httpURL(local)}, close: []func(){rt.CloseIdleConnections}}
+	args := []string{"-tt", script}
+	if same {
+		args = append(forward, args...)
+	} else {
+		second := l.From.Launch("ssh, second connection", g.ssh(l, append(forward, "-N")...))
+		c.close = append(c.close, func() { second.Signal(os.Interrupt); second.Await() })
+		g.await(l.From, local)
+	}
+	c.Terminal = func(context.Context) (io.ReadWriteCloser, error) { return startTerminal(l, g.ssh(l, args...)) }
+	return c, ctx.Err()
+}
+
+// program is a terminal's client that is a program: what it reads and prints.
+type program struct {
+	io.Reader
+	io.WriteCloser
+	cmd *exec.Cmd
+}
+
+func startTerminal(l Link, cmd *exec.Cmd) (io.ReadWriteCloser, error) {
+	cmd.WaitDelay = time.Second
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := l.From.Do(cmd.Start); err != nil {
+		return nil, err
+	}
+	return program{out, in, cmd}, nil
+}
+
+// Close ends the program.
+func (p program) Close() error {
+	_ = p.cmd.Process.Kill()
+	_ = p.cmd.Wait() // killed
+	return p.WriteCloser.Close()
+}
+
+// webttyProgram serves terminals by WebSocket with terminado, which Jupyter uses for its own. ttyd is in no
+// registry that this project can pin, and Debian 12 has terminado.
+const webttyProgram = `
+import sys, terminado, tornado.ioloop, tornado.web
+manager = terminado.UniqueTermManager(shell_command=["sh", "-c", sys.argv[2]])
+tornado.web.Application([(r"/tty", terminado.TermSocket, {"term_manager": manager})]).listen(int(sys.argv[1]), "0.0.0.0")
+tornado.ioloop.IOLoop.current().start()
+`
+
+func openWebTTY(_ context.Context, g *Ground, l Link) (*Client, error) {
+	g.do("webtty", func() {
+		need.File(g.tb, "terminado", "/usr/lib/python3/dist-packages/terminado", "install python3-terminado (make deps-bench)")
+		g.Head.Launch("terminado", g.command("/usr/bin/python3", "-c", webttyProgram, strconv.Itoa(webttyPort), script))
+		g.await(g.Head, netip.AddrPortFrom(g.HeadAddr, webttyPort))
+	})
+	g.headServers()
+	rt := transport.NewProxyTransport()
+	rt.DialContext = l.DialContext
+	client := &http.Client{Transport: rt}
+	return &Client{
+		Door:  load.HTTP1{Transport: rt, URL: httpURL(netip.AddrPortFrom(l.Head, httpPort))},
+		close: []func(){rt.CloseIdleConnections},
+		Terminal: func(ctx context.Context) (io.ReadWriteCloser, error) {
+			conn, _, err := websocket.Dial(ctx, //nolint:bodyclose // the library has closed it
+				fmt.Sprintf("ws://%s/tty", netip.AddrPortFrom(l.Head, webttyPort)), &websocket.DialOptions{
+					HTTPClient: client, CompressionMode: websocket.CompressionDisabled,
+				})
+			if err != nil {
+				return nil, err
+			}
+			return &webtty{ctx: ctx, conn: conn}, nil
+		},
+	}, nil
+}
+
+// webtty speaks terminado's messages: JSON lists of a kind and a text.
+type webtty struct {
+	ctx  context.Context //nolint:containedctx // io.Reader cannot carry it
+	conn *websocket.Conn
+	rest []byte
+}
+
+func (t *webtty) Read(p []byte) (int, error) {
+	for len(t.rest) == 0 {
+		_, raw, err := t.conn.Read(t.ctx)
+		if err != nil {
+			return 0, err
+		}
+		var message []any
+		if err := json.Unmarshal(raw, &message); err != nil {
+			return 0, err
+		}
+		if len(message) == 2 && message[0] == "stdout" {
+			text, _ := message[1].(string)
+			t.rest = []byte(text)
+		}
+	}
+	n := copy(p, t.rest)
+	t.rest = t.rest[n:]
+	return n, nil
+}
+
+func (t *webtty) Write(p []byte) (int, error) {
+	raw, err := json.Marshal([]string{"stdin", string(p)})
+	if err == nil {
+		err = t.conn.Write(t.ctx, websocket.MessageText, raw)
+	}
+	if err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+func (t *webtty) Close() error { return t.conn.CloseNow() }

@@ -1,0 +1,27 @@
+package main
+
+// notes explain the figures; they hold for every run.
+const notes = `
+## How to read this
+
+**Keys come at their pace**, one each 5 ms, whether or not earlier ones have come back, and those that wait for one
+another travel together. A terminal of envd takes keys by a call each, and the next call waits for the answer to the
+one before. So where a queue delays everything by d, an echo takes between d and 2d, where plain TCP takes d.
+
+**What one HTTP/2 connection does.** Go's server gives a connection the receive window of one stream (1 MiB). An
+upload that nobody reads fills it, at each hop, and from then on no other request's body is taken, a keystroke's
+included, for good. Downloads fill the connection's socket buffer, up to the megabytes of tcp-wmem, and an echo waits
+behind them, at 100 Mbit/s for hundreds of milliseconds.
+
+**What separate connections do not separate.**
+Processors: beside loads that use them up, an echo waits for its turn at every hop; tcp-hops shows how long without any
+program of ours. A terminal's echo also passes a work queue of the kernel, which has no priority over anything: on a
+busy machine that alone is tens of milliseconds at p99, for ssh as well.
+The guest's network card: an agent limits what a guest sends (200 MB/s by default). Downloads that reach it fill its
+queue, and all that the guest sends waits there, tcp-hops included.
+The link: connections compete in its queue. This one is a plain queue of 50 ms, and as many flows as downloads fill it;
+ssh carries all downloads in one flow, whose share of a queue on the same machine the kernel bounds (TCP small queues),
+so that it seems faster here than it would with the bottleneck elsewhere. A queue per flow (fq_codel, as most Linux
+routers have) would let a separate terminal pass at once, and could not help a shared connection; nor could a queue with bands (pfifo_fast), where a
+socket's priority counts.
+`
