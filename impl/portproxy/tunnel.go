@@ -232,7 +232,9 @@ func (ts *tunnels) pass(proxy *httputil.ReverseProxy, w http.ResponseWriter, r *
 	if !wantsUpgrade(r) {
 		defer done()
 		v := &verbatim{ResponseWriter: w}
-		proxy.ServeHTTP(v, r.WithContext(context.WithValue(r.Context(), verbatimKey{}, v)))
+		r = r.WithContext(context.WithValue(r.Context(), verbatimKey{}, v))
+		v.body = watchBody(r)
+		proxy.ServeHTTP(v, r)
 		return
 	}
 	up := &upgrade{}

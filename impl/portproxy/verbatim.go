@@ -1,10 +1,13 @@
 package portproxy
 
 import (
+	"errors"
+	"io"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
 	"strings"
+	"sync/atomic"
 
 	"wrenn/impl/transport"
 )
@@ -58,9 +61,36 @@ type verbatim struct {
 	http.ResponseWriter
 	// soon: the first bytes of the body are at hand, so that the header may go with them.
 	soon bool
+	// body is the request's, nil where there is none.
+	body *sentBody
 }
 
 type verbatimKey struct{}
+
+// sentBody is a request's body that knows whether it has been read to its end.
+type sentBody struct {
+	io.ReadCloser
+	ended atomic.Bool
+}
+
+// Read reads from the body.
+func (b *sentBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if errors.Is(err, io.EOF) {
+		b.ended.Store(true)
+	}
+	return n, err
+}
+
+// watchBody makes r's body one that knows whether it has been read; nil where r has none.
+func watchBody(r *http.Request) *sentBody {
+	if r.Body == nil || r.Body == http.NoBody || r.ContentLength == 0 {
+		return nil
+	}
+	b := &sentBody{ReadCloser: r.Body}
+	r.Body = b
+	return b
+}
 
 // expect looks at the answer that is about to be written.
 func (v *verbatim) expect(res *http.Response) {
@@ -74,6 +104,12 @@ func (v *verbatim) WriteHeader(code int) {
 		if _, ok := v.Header()[name]; !ok && code >= http.StatusOK {
 			v.Header()[name] = nil
 		}
+	}
+	if code >= http.StatusOK && v.body != nil && !v.body.ended.Load() {
+		// The server would read what is left after the answer and take its end for that of a request whose
+		// handler still reads, which it does not survive; and whoever is refused an upload had better not
+		// send the rest.
+		v.Header().Set("Connection", "close")
 	}
 	v.ResponseWriter.WriteHeader(code)
 	if code >= http.StatusOK && !v.soon {
