@@ -325,4 +325,5 @@ func TestP08_AGuestThatBreaksOffAnUploadIsToldOf(t *testing.T) {
 	res, err := http.ReadResponse(r, nil)
 	require.NoError(t, err)
 	assert.Equal(t, http.StatusBadGateway, res.StatusCode)
+	assert.True(t, res.Close, "what is left of the upload would be taken for the next request")
 }
