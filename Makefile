@@ -75,7 +75,7 @@ demo: deps build image ## Make a sandbox, show what it does and what each part c
 check: deps-test lint ## Formatting, vet, linters, architecture, generated code
 	@test -z "$$(gofmt -l $$(git ls-files "*.go") | tee /dev/stderr)" || { echo "run gofmt -w on the files above" >&2; exit 1; }
 	$(GO) vet ./...
-	$(GO) vet -tags fault ./fault ./impl/step
+	$(GO) vet -tags fault ./fault ./impl/step ./impl/sandbox
 	$(GO) test ./impl -run .
 	@$(GO) run ./proto/check
 
