@@ -84,9 +84,23 @@ func (v *vmmPart) load(ctx context.Context, spec sandbox.RestoreSpec) error {
 		TrackDirtyPages: true, MemSizeMiB: spec.MemoryMiB,
 	})
 	if err != nil {
-		return fmt.Errorf("load the snapshot into the VMM: %w", err)
+		err = fmt.Errorf("load the snapshot into the VMM: %w", err)
+		if spec.Memory.Uffd {
+			err = fmt.Errorf("%w; the page server says: %s", err, pagerSays(spec.Dir))
+		}
+		return err
 	}
 	return v.limit(ctx, c, spec.Limits)
+}
+
+// pagerSays is the end of a page server's log.
+func pagerSays(dir string) string {
+	log, err := os.ReadFile(filepath.Join(dir, pagerLog))
+	if err != nil {
+		return err.Error()
+	}
+	const most = 1024 // bytes: a few lines
+	return string(log[max(0, len(log)-most):])
 }
 
 // limit puts the sandbox's own limits in the place of those that the snapshot was made with.
