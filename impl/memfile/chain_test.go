@@ -6,14 +6,11 @@ import (
 	"errors"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-
-	"wrenn/impl/need"
 )
 
 // inMemory is a chain without files: its index alone.
@@ -162,31 +159,6 @@ func TestS06_AMergeLeavesWhatIsThere(t *testing.T) {
 	require.NoError(t, err)
 	defer full.Close()
 	assert.True(t, full.NeedsMerge())
-}
-
-// wantReflinks says that the temporary files are on a file system that shares data.
-const wantReflinks = "WRENN_TEST_REFLINKS"
-
-// TestS06_OnXFS runs tests of this package on another file system, which has reflinks and large folios. It is
-// mounted in a mount namespace of its own and goes with it.
-func TestS06_OnXFS(t *testing.T) {
-	need.Root(t)
-	need.Program(t, "mkfs.xfs", "unshare", "mount")
-	if os.Getenv(wantReflinks) != "" {
-		return // this is there already
-	}
-	dir := t.TempDir()
-	image := filepath.Join(t.TempDir(), "image")
-	require.NoError(t, os.WriteFile(image, nil, 0o600))
-	require.NoError(t, os.Truncate(image, 512<<20))
-	out, err := exec.Command("mkfs.xfs", "-q", image).CombinedOutput()
-	require.NoError(t, err, string(out))
-	cmd := exec.CommandContext(t.Context(), "unshare", "--mount", "--", "sh", "-c",
-		`mount -o loop "$1" "$2" && TMPDIR="$2" exec "$0" -test.v -test.run '^Test(S0|A)'`, os.Args[0], image, dir)
-	cmd.Env = append(os.Environ(), wantReflinks+"=1")
-	out, err = cmd.CombinedOutput()
-	require.NoError(t, err, string(out))
-	assert.Contains(t, string(out), "--- PASS: TestAFlatFileIsOnlyTakenForWhatItIs")
 }
 
 func TestAFlatFileIsOnlyTakenForWhatItIs(t *testing.T) {

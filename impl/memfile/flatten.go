@@ -29,6 +29,9 @@ type Flattened struct {
 // replaced and not changed. A new one starts as a reflink of the base where the file system can do that.
 // (copy_file_range would save nothing elsewhere: it copies too, and would keep checksums from being seen.)
 //
+// One dst is for one call at a time. A file that has the content already is not written to, so it may be
+// mapped by others then.
+//
 // What is copied is compared with its checksums; what is reflinked is not read, so Verify the base first.
 //
 // A flat file is a cache and is not synced. Its note holds for the host's present boot alone, and is gone

@@ -217,10 +217,12 @@ func TestS08_LayersThatDoNotLieUponEachOtherAreRefused(t *testing.T) {
 	} {
 		h, err := ReadHeader(a[1])
 		require.NoError(t, err)
+		good := *h
 		change(h)
 		require.NoError(t, WriteHeader(a[1], h))
 		_, err = Open(a[0], a[1])
 		refused(t, err, a[1]+HeaderSuffix)
+		require.NoError(t, WriteHeader(a[1], &good))
 	}
 	// A layer of another machine under the header of this one.
 	require.NoError(t, os.Rename(other.layers[0], a[0]))
@@ -247,5 +249,4 @@ func TestS08_ADiffOfAnotherSizeIsNotDescribed(t *testing.T) {
 	require.NoError(t, err)
 	_, err = Describe(done, f, nil)
 	require.ErrorIs(t, err, context.Canceled)
-	require.NoError(t, CheckHoles(m.dir))
 }

@@ -29,17 +29,19 @@ func (s *server) fillAround(page int64, buf []byte, waitedFor bool) (window, err
 	}
 	s.changing.RLock()
 	defer s.changing.RUnlock()
-	if s.removals != seen && !w.zero {
-		// What was given away meanwhile must not come back. What was read is right for all other pages.
-		if s.pages.removed.has(page) {
-			w = window{page, page + 1, true}
-		} else {
-			from := w.from
-			w.from, w.to = page, page+1
-			buf = buf[(page-from)*memfile.PageSize:][:memfile.PageSize]
-		}
+	if s.removals != seen {
+		w, buf = s.afterRemoval(w, buf, page)
 	}
 	return w, s.fill(w, buf, page, waitedFor)
+}
+
+// afterRemoval cuts a window to its one page that must be filled, because pages were given away since it was
+// chosen: those must not come back. What was read for a page is right unless it is among them.
+func (s *server) afterRemoval(w window, buf []byte, page int64) (window, []byte) {
+	if w.zero || s.pages.removed.has(page) {
+		return window{page, page + 1, true}, nil
+	}
+	return window{page, page + 1, false}, buf[(page-w.from)*memfile.PageSize:][:memfile.PageSize]
 }
 
 // fill fills the window from buf, or with zeros. s.changing is held for reading.

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -128,6 +129,19 @@ func TestS10_AGuardedVMMThatEndsIsNoFailure(t *testing.T) {
 	awaitEnd(t, p)
 	require.NoError(t, p.Guard(t.Context(), v.done, kill), "both are gone, whoever went first")
 	require.NoError(t, p.Kill(t.Context()), "it is gone already")
+}
+
+func TestS10_AServerThatEndsAMomentBeforeItsVMMIsNoFailure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &Process{done: make(chan struct{})}
+		close(p.done)
+		vmm := make(chan struct{})
+		go func() {
+			time.Sleep(grace / 2)
+			close(vmm)
+		}()
+		require.NoError(t, p.Guard(t.Context(), vmm, func(context.Context) error { t.Error("kill was called"); return nil }))
+	})
 }
 
 func TestS10_AServerThatIsToldToStopEndsItsVMM(t *testing.T) {

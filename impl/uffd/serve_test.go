@@ -127,6 +127,22 @@ func TestS10_EventsAreReadWhileNothingIsFilled(t *testing.T) {
 	assert.False(t, s.pages.removed.has(2))
 }
 
+func TestS10_WhatWasGivenAwayWhileItWasReadDoesNotComeBack(t *testing.T) {
+	s := &server{pages: newPages([]region{{0, 8 * memfile.PageSize, 0}}, 8*memfile.PageSize)}
+	buf := make([]byte, 4*memfile.PageSize)
+	for i := range buf {
+		buf[i] = byte(2 + i/memfile.PageSize)
+	}
+	s.pages.remove(3*memfile.PageSize, 4*memfile.PageSize)
+	w, b := s.afterRemoval(window{2, 6, false}, buf, 4)
+	assert.Equal(t, window{4, 5, false}, w, "the neighbour")
+	assert.Equal(t, buf[2*memfile.PageSize:3*memfile.PageSize], b)
+	w, _ = s.afterRemoval(window{2, 6, false}, buf, 3)
+	assert.Equal(t, window{3, 4, true}, w, "the page itself")
+	w, _ = s.afterRemoval(window{0, 8, true}, nil, 6)
+	assert.Equal(t, window{6, 7, true}, w)
+}
+
 func TestS10_MemoryThatCannotBeReadKillsTheVMM(t *testing.T) {
 	for name, spoil := range map[string]func(path string) error{
 		"a truncated layer": func(path string) error { return os.Truncate(path, memfile.PageSize) },
@@ -301,6 +317,7 @@ func TestS10_TheWorkingSetIsRecordedAndPrefetched(t *testing.T) {
 		v.says(t, "ok")
 	}).counts(t)
 	assert.Zero(t, recorded.Prefetched)
+	assert.Less(t, recorded.Faults, int64(first/4), "pages before and behind a fault come along with it")
 	require.FileExists(t, cfg.WorkingSet)
 
 	prefetched := run(func(v *player, s *serving) {

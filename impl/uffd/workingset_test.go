@@ -40,6 +40,20 @@ func TestS10_PrefetchingLetsFaultsGoFirst(t *testing.T) {
 	})
 }
 
+func TestS10_AChangedWorkingSetIsRefused(t *testing.T) {
+	good := encodeSet([]window{{0, 5, false}, {9, 10, false}})
+	_, err := decodeSet(good, 10)
+	require.NoError(t, err)
+	_, err = decodeSet(good, 9)
+	require.Error(t, err, "one of a larger memory")
+	for i := range good {
+		bad := append([]byte(nil), good...)
+		bad[i] ^= 1
+		_, err := decodeSet(bad, 1<<40)
+		require.Error(t, err, "byte %d", i)
+	}
+}
+
 func FuzzWorkingSet(f *testing.F) {
 	f.Add(encodeSet([]window{{0, 5, false}, {9, 10, false}}))
 	f.Add([]byte(setMagic))
