@@ -48,7 +48,8 @@ type Verdict struct {
 
 const defaultProbeTimeout = 5 * time.Second
 
-var probeLine = regexp.MustCompile(`WRENN-PROBE-OK (\S+)`)
+// probeLine wants the end of the line, too: on a slow console a line comes in parts.
+var probeLine = regexp.MustCompile(`WRENN-PROBE-OK (\S+)\s`)
 
 // Probe finds out whether a VMM works on this machine by booting a guest: that /dev/kvm can be opened
 // proves nothing. A verdict is kept for the same kernel, initramfs, VMM, environment and timeout until

@@ -1,8 +1,6 @@
 package qemu
 
 import (
-	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -383,40 +381,4 @@ func (m *machine) config() fullConfig {
 		c.BootSource = &bootSource{}
 	}
 	return c
-}
-
-// applyFile configures the machine from a --config-file and starts it.
-func (m *machine) applyFile(raw []byte) error {
-	var c fullConfig
-	if err := decodeConfigFile(raw, &c); err != nil {
-		return err
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	var errs []error
-	if c.Logger != nil {
-		errs = append(errs, m.putLogger(*c.Logger))
-	}
-	if c.Metrics != nil {
-		errs = append(errs, m.putMetrics(*c.Metrics))
-	}
-	if c.Machine != nil {
-		errs = append(errs, m.putMachineConfig(*c.Machine))
-	}
-	if c.BootSource != nil {
-		errs = append(errs, m.putBootSource(*c.BootSource))
-	}
-	for _, d := range c.Drives {
-		errs = append(errs, m.putDrive(d))
-	}
-	for _, n := range c.NICs {
-		errs = append(errs, m.putNIC(n))
-	}
-	if c.Entropy != nil {
-		errs = append(errs, m.putEntropy(*c.Entropy))
-	}
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("apply the configuration file: %w", err)
-	}
-	return m.start()
 }

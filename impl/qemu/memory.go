@@ -3,7 +3,6 @@ package qemu
 import (
 	"fmt"
 	"os"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -41,7 +40,8 @@ func newMemory(size int64) (*memory, error) {
 // openMemory takes a memory file as the memory of a machine that is loaded. The file stays as it is. Unlike
 // Firecracker it refuses one that is larger than the machine's memory, too: it is another machine's.
 func openMemory(path string, size int64) (*memory, error) {
-	f, err := os.Open(path)
+	// Of a FIFO there is nothing to wait for.
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("Failed to load guest memory: %s", osText(err)) //nolint:staticcheck // Firecracker's words
 	}
@@ -91,8 +91,6 @@ func (m *memory) saveShared(dst *memoryFile) error {
 		if err != nil {
 			return err
 		}
-		start -= start % chunk
-		start = max(start, at)
 		if err := dst.clear(at, start-at); err != nil {
 			return err
 		}
@@ -221,7 +219,7 @@ func (s *privateSave) readChanged(buf []byte, address uintptr) error {
 	remote := make([]unix.RemoteIovec, len(s.runs))
 	want := 0
 	for i, r := range s.runs {
-		local[i].Base = unsafe.SliceData(buf[r.start:])
+		local[i].Base = &buf[r.start]
 		local[i].SetLen(r.end - r.start)
 		remote[i] = unix.RemoteIovec{Base: address + uintptr(r.start), Len: r.end - r.start}
 		want += r.end - r.start

@@ -112,11 +112,14 @@ func TestS07_PrivateMemory(t *testing.T) {
 	base := filepath.Join(dir, "base")
 	booted, content := sharedMemory(t, someMemory)
 	scribble(random, content, 200)
+	clear(content[1<<20 : 3<<20]) // more than what is read at once is a hole of the file
 	save(t, booted, false, base)
 	requireContent(t, content, base)
 
 	m, pages := privateMemory(t, base, someMemory)
 	require.Equal(t, content, pages)
+	// QEMU's mapping may be in pieces: advice about a part of it splits it.
+	require.NoError(t, unix.Madvise(pages[2*pageSize:2<<20], unix.MADV_DONTFORK))
 	wrote := map[int64]bool{}
 	for round := range 4 {
 		for at := range scribble(random, pages, 30) {
@@ -125,7 +128,7 @@ func TestS07_PrivateMemory(t *testing.T) {
 		diff, full := filepath.Join(dir, fmt.Sprintf("diff%d", round)), filepath.Join(dir, fmt.Sprintf("full%d", round))
 		save(t, m, true, diff)
 		got := layer(t, diff, someMemory)
-		require.Len(t, got, len(wrote), "pages in the diff, round %d", round)
+		require.Equal(t, len(wrote), len(got), "pages in the diff, round %d", round)
 		for at := range wrote {
 			require.True(t, bytes.Equal(pages[at:at+pageSize], got[at]), "page %d", at/pageSize)
 		}
@@ -198,6 +201,10 @@ func TestMemoryFiles(t *testing.T) {
 		_, err = openMemory(path, size)
 		require.ErrorContains(t, err, fmt.Sprintf("memory file %s has 8192 bytes, the machine of the snapshot has %d", path, size))
 	}
+	fifo := filepath.Join(dir, "fifo")
+	require.NoError(t, unix.Mkfifo(fifo, 0o600))
+	_, err = openMemory(fifo, 4096)
+	require.ErrorContains(t, err, "has 0 bytes")
 	_, err = openMemoryFile("/nonexistent/memory", 4096)
 	require.ErrorContains(t, err, "Cannot perform open on the memory backing file: No such file or directory (os error 2)")
 	_, err = openMemoryFile("/dev/null", 4096)

@@ -75,7 +75,7 @@ func nameInMaps(f *os.File) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	at := uintptr(unsafe.Pointer(unsafe.SliceData(page)))
+	at := uintptr(unsafe.Pointer(unsafe.SliceData(page))) //nolint:gosec // an address to look up, not to use
 	for _, m := range all {
 		if m.start <= at && at < m.end {
 			return m.file, nil

@@ -78,11 +78,11 @@ const (
 	ioctlUffdNew      = 0xaa00 // of /dev/userfaultfd
 )
 
-type uffdAPIArg struct{ api, features, ioctls uint64 }
+type uffdAPIArg struct{ api, features, _ uint64 } // the last is an answer
 type uffdRange struct{ start, length uint64 }
 type uffdRegisterArg struct {
 	uffdRange
-	mode, ioctls uint64
+	mode, _ uint64 // the last is an answer
 }
 
 // registerFaults makes a userfaultfd, as Firecracker's is, that tells of missing pages. It is a bare number,
@@ -93,12 +93,12 @@ func registerFaults(pages []byte) (int, error) {
 		return -1, fmt.Errorf("Failed to UFFD object: %s", osText(err)) //nolint:staticcheck // Firecracker's words
 	}
 	api := uffdAPIArg{api: uffdAPI, features: uffdEventRemove}
-	if err := ioctl(fd, ioctlUffdAPI, unsafe.Pointer(&api)); err != nil {
+	if err := ioctl(fd, ioctlUffdAPI, &api); err != nil {
 		_ = unix.Close(fd)                                              // it does nothing yet
 		return -1, fmt.Errorf("Failed to UFFD object: %s", osText(err)) //nolint:staticcheck // Firecracker's words
 	}
 	register := uffdRegisterArg{uffdRange: rangeOf(pages), mode: uffdRegisterMiss}
-	if err := ioctl(fd, ioctlUffdRegister, unsafe.Pointer(&register)); err != nil {
+	if err := ioctl(fd, ioctlUffdRegister, &register); err != nil {
 		_ = unix.Close(fd)                                                                                            // it does nothing yet
 		return -1, fmt.Errorf("Failed to register memory address range with the userfaultfd object: %s", osText(err)) //nolint:staticcheck // Firecracker's words
 	}
@@ -125,11 +125,12 @@ func newUserfaultfd() (int, error) {
 }
 
 func rangeOf(pages []byte) uffdRange {
-	return uffdRange{uint64(uintptr(unsafe.Pointer(unsafe.SliceData(pages)))), uint64(len(pages))}
+	return uffdRange{uint64(uintptr(unsafe.Pointer(unsafe.SliceData(pages)))), uint64(len(pages))} //nolint:gosec // a mapping, which does not move
 }
 
-func ioctl(fd int, request uintptr, arg unsafe.Pointer) error {
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), request, uintptr(arg)); errno != 0 {
+func ioctl[T any](fd int, request uintptr, arg *T) error {
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), request, uintptr(unsafe.Pointer(arg))) //nolint:gosec // an argument of the kernel's layout
+	if errno != 0 {
 		return errno
 	}
 	return nil
@@ -168,7 +169,7 @@ func touch(pages []byte, uffd int, conn *net.UnixConn, limit time.Duration) erro
 		err := awaitHangUp(conn)
 		if err != nil {
 			unregister := rangeOf(pages)
-			_ = ioctl(uffd, ioctlUffdUnreg, unsafe.Pointer(&unregister)) // fails only where nothing waits
+			_ = ioctl(uffd, ioctlUffdUnreg, &unregister) // fails only where nothing waits
 		}
 		failed <- err
 	})
@@ -180,7 +181,9 @@ func touch(pages []byte, uffd int, conn *net.UnixConn, limit time.Duration) erro
 	// The reader sees a deadline in the past, and takes the one that it set itself for its own.
 	done := errors.Join(err, conn.SetReadDeadline(time.Unix(1, 0)))
 	reader.Wait()
-	if serverErr := <-failed; serverErr != nil && !(errors.Is(serverErr, os.ErrDeadlineExceeded) && time.Now().Before(deadline)) {
+	serverErr := <-failed
+	ended := errors.Is(serverErr, os.ErrDeadlineExceeded) && time.Now().Before(deadline)
+	if serverErr != nil && !ended {
 		return fmt.Errorf("take the memory from the page server: %w", serverErr)
 	}
 	return errors.Join(done, conn.SetReadDeadline(time.Time{}))

@@ -135,12 +135,12 @@ func (m *machine) restore(l snapshotLoad) error {
 	for _, o := range l.NetworkOverrides {
 		at := slices.IndexFunc(d.NICs, func(n nic) bool { return n.IfaceID == *o.IfaceID })
 		if at < 0 {
-			return fmt.Errorf("Failed to get snapshot state from file: Unknown Network Device.") //nolint:staticcheck,revive // Firecracker's words
+			return fmt.Errorf("Failed to get snapshot state from file: Unknown Network Device.") //nolint:staticcheck // Firecracker's words
 		}
 		d.NICs[at].HostDevName = *o.HostDevName
 	}
 	if l.VsockOverride != nil {
-		return fmt.Errorf("Failed to get snapshot state from file: Unknown Vsock Device.") //nolint:staticcheck,revive // Firecracker's words
+		return fmt.Errorf("Failed to get snapshot state from file: Unknown Vsock Device.") //nolint:staticcheck // Firecracker's words
 	}
 	if err := m.loadMemory(*l.MemBackend, int64(d.Config.MemSizeMiB)<<20); err != nil {
 		return fmt.Errorf("Failed to load guest memory: %w", err) //nolint:staticcheck // Firecracker's words
@@ -158,12 +158,12 @@ func (m *machine) restore(l snapshotLoad) error {
 func (m *machine) loadMemory(b memBackend, size int64) (err error) {
 	if b.BackendType == "Uffd" {
 		if m.memory, m.pageServer, err = preload(b.BackendPath, size, preloadTimeout(size)); err != nil {
-			return fmt.Errorf("Error creating guest memory from uffd: %w", err) //nolint:staticcheck // Firecracker's words
+			return fmt.Errorf("Error creating guest memory from uffd: %w", err)
 		}
 		return nil
 	}
 	if m.memory, err = openMemory(b.BackendPath, size); err != nil {
-		return fmt.Errorf("Error creating guest memory from file: %w", err) //nolint:staticcheck // Firecracker's words
+		return fmt.Errorf("Error creating guest memory from file: %w", err)
 	}
 	return nil
 }
