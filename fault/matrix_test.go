@@ -210,6 +210,9 @@ func (r *rig) settled(p point, id string) {
 		require.NoError(t, err)
 		require.Equal(t, want, box.State)
 	}, patience, 5*time.Millisecond)
+	if want == agentclient.StatePaused && !r.withMemory {
+		return // see act.real
+	}
 	box, _, _, err := r.client.Resume(ctx, agentclient.ResumeRequest{ID: id, Timeout: time.Hour})
 	require.NoError(r.t, err)
 	r.answers(box)

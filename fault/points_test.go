@@ -28,6 +28,9 @@ type act struct {
 	// undone are those of the steps that have an undo which an error can reach.
 	undone []string
 	start  start
+	// real acts need a VMM with virtual machines. The disk of one without is mounted by the host, which writes
+	// to it when it is unmounted, after the snapshot was sealed: such a snapshot is refused.
+	real bool
 }
 
 // start is what begins an act.
@@ -54,7 +57,7 @@ func acts() []act {
 		{name: sandbox.FailAct, steps: sandbox.FailSteps(), start: byDeath},
 		{name: sandbox.PauseAct, steps: step.Names(sandbox.PauseSteps()), undone: undoable(sandbox.PauseSteps()), start: byPause},
 		{name: sandbox.ParkAct, steps: sandbox.ParkSteps(), start: byPark},
-		{name: sandbox.ResumeAct, steps: sandbox.ResumeSteps(), start: byResume},
+		{name: sandbox.ResumeAct, steps: sandbox.ResumeSteps(), start: byResume, real: true},
 		{name: sandbox.KeepAct, steps: step.Names(sandbox.KeepSteps()), undone: undoable(sandbox.KeepSteps()), start: byKeep},
 	}
 }
@@ -90,6 +93,9 @@ func undoable(steps []step.Step) []string {
 func matrix() []point {
 	var all []point
 	for _, a := range acts() {
+		if a.real {
+			continue
+		}
 		for i, name := range a.steps {
 			if i == 0 {
 				all = append(all, point{a.name, name, "before", "kill"})
