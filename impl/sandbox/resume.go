@@ -59,7 +59,7 @@ func (m *Manager) resume(ctx context.Context, s *owned, filesOnly bool) ([]Stage
 	if err := m.readmit(s); err != nil {
 		return nil, err
 	}
-	ctx, end := s.begin(ctx, actTimeout)
+	ctx, end := s.begin(ctx)
 	defer end()
 	from := origin{dir: m.path(s, snapshotName), filesOnly: filesOnly}
 	var report BootReport
