@@ -44,6 +44,8 @@ func owns(box agentclient.Sandbox, kind, object string) bool {
 		return strings.HasPrefix(object, slot.Veth()+"@")
 	case "routes":
 		return slices.Contains(strings.Fields(object), slot.Veth())
+	case "dm":
+		return strings.TrimSuffix(object, ":origin") == "wrenn-"+box.ID
 	case "vmms", "processes", "loops", "sockets", "files":
 		return strings.Contains(object+"/", "/sandboxes/"+box.ID+"/")
 	}

@@ -2,6 +2,7 @@ package guest_test
 
 import (
 	"bufio"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"net"
@@ -29,6 +30,21 @@ func TestProbe(t *testing.T) {
 	assert.Contains(t, found[1], "cloud-amd64")
 	assert.NotContains(t, l.console, "wrenn-init:")
 	t.Logf("probe: %.2f s from power-on to the end of the VMM", l.took.Seconds())
+}
+
+// TestG01_AGuestGrowsIntoALargerDisk: a sandbox may be given more than its template has.
+func TestG01_AGuestGrowsIntoALargerDisk(t *testing.T) {
+	disk := testDisk(t, "testdata/envd.sh")
+	require.NoError(t, os.Truncate(disk, 3<<30))
+	l := machine{disk: disk, arguments: "root=/dev/vda rw" + network}.boot(t)
+	assert.NotContains(t, l.console, "grow the file system")
+	f, err := os.Open(disk)
+	require.NoError(t, err)
+	defer f.Close()
+	count := make([]byte, 4)
+	_, err = f.ReadAt(count, 1024+4) // the superblock's s_blocks_count_lo
+	require.NoError(t, err)
+	assert.Equal(t, uint32(3<<30/4096), binary.LittleEndian.Uint32(count))
 }
 
 // checks are the lines that testdata/envd.sh printed.

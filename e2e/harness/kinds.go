@@ -170,9 +170,9 @@ func (h *Host) runFiles() ([]string, error) {
 	return out, err
 }
 
-// passing are files that come and go while nothing happens: disks that are copied ahead of need, and what
-// SQLite keeps beside its database.
-var passing = regexp.MustCompile(`/ready/|\.db-(wal|shm|journal)$`)
+// passing are files that come and go while nothing happens: disks that are copied ahead of need, what an agent
+// has learned of its templates, and what SQLite keeps beside its database.
+var passing = regexp.MustCompile(`/ready/|/\.?hashes\.json|\.db-(wal|shm|journal)$`)
 
 // files lists the Host's directories.
 func (h *Host) files() ([]string, error) {

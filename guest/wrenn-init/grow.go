@@ -44,7 +44,8 @@ func growRoot(device, mountPoint string) error {
 		return err
 	}
 	defer dir.Close()
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, dir.Fd(), resizeFS, uintptr(unsafe.Pointer(&want))); errno != 0 {
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, dir.Fd(), resizeFS, uintptr(unsafe.Pointer(&want))) //nolint:gosec // the kernel reads one number
+	if errno != 0 {
 		return errors.New("grow the file system from " + strconv.FormatUint(have, 10) + " to " + strconv.FormatUint(want, 10) +
 			" blocks: " + errno.Error())
 	}

@@ -30,7 +30,7 @@ func (m *Manager) Reclaim(ctx context.Context, living func(id string) bool) ([]s
 				return nil // made since
 			}
 			removed = append(removed, id)
-			return m.removeDevices(ctx, name)
+			return m.removeDevices(ctx, name, "")
 		})
 		if err != nil {
 			errs = append(errs, fmt.Errorf("remove the leftover disk %s: %w", id, err))
@@ -122,12 +122,12 @@ func (m *Manager) clearLoops() error {
 func (m *Manager) clearLoop(path string) error {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil //nolint:nilerr // it went away
+		return nil // it went away
 	}
 	defer f.Close()
 	id, _, ours, err := m.loops.backing(f)
 	if err != nil || !ours || m.origins.held[id] != nil {
-		return nil //nolint:nilerr // free by now, somebody else's, or in use
+		return nil // free by now, somebody else's, or in use
 	}
 	return unix.IoctlSetInt(int(f.Fd()), unix.LOOP_CLR_FD, 0)
 }

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -33,12 +32,6 @@ func sparseFile(t testing.TB, path string, offsets ...int64) {
 		require.NoError(t, err)
 	}
 	require.NoError(t, f.Close())
-}
-
-func allocated(t testing.TB, path string) int64 {
-	info, err := os.Stat(path)
-	require.NoError(t, err)
-	return info.Sys().(*syscall.Stat_t).Blocks * 512
 }
 
 func newStore(t testing.TB, ready int) (*Store, string) {
