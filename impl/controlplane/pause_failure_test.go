@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"wrenn/impl/agentclient"
 	"wrenn/impl/store"
 )
 
@@ -189,6 +190,33 @@ func TestA06_AKillWinsOverAPauseAndAResume(t *testing.T) {
 	}
 }
 
+// The agent could not be told of the kill: the pause comes to its end, and does not take the kill back.
+func TestA06_APauseDoesNotTakeAKillBack(t *testing.T) {
+	p, a := startWithAgent(t)
+	id := p.create(nil).SandboxID
+	reached, killed := make(chan struct{}), make(chan struct{})
+	a.with(func() {
+		a.before = func(call, _ string) error {
+			switch call {
+			case "pause":
+				close(reached)
+				<-killed
+			case "destroy":
+				return lost()
+			}
+			return nil
+		}
+	})
+	code := make(chan int)
+	go func() { code <- p.do("POST", "/sandboxes/"+id+"/pause", nil).code }()
+	<-reached
+	p.do("DELETE", "/sandboxes/"+id, nil).refused(t, http.StatusServiceUnavailable)
+	close(killed)
+	assert.Equal(t, http.StatusNotFound, <-code)
+	assert.Equal(t, isPaused, a.state(id))
+	assert.Equal(t, store.Destroying, p.rows()[0].State)
+}
+
 // An agent may rather refuse to destroy what it is just pausing: then the kill waits.
 func TestA06_AKillWaitsForAnAgentThatIsBusy(t *testing.T) {
 	p, a := startWithAgent(t)
@@ -228,4 +256,22 @@ func TestA06_PauseConnectAndKillAtRandomLeaveNothing(t *testing.T) {
 	}
 	wg.Wait()
 	eventually(t, "all are gone", func() bool { return len(a.ids()) == 0 && len(p.rows()) == 0 })
+}
+
+// A list that was taken before a request changed the sandbox is no news.
+func TestAStaleObservationChangesNothing(t *testing.T) {
+	p, a := startWithAgent(t)
+	s := trafficServer(t, p, a)
+	id := p.create(nil).SandboxID
+	stale := p.rows()[0]
+	p.pause(id)
+	require.Equal(t, http.StatusCreated, p.do("POST", "/v2/sandboxes/"+id+"/connect", nil).code)
+	fresh := p.rows()[0]
+	got, err := s.adopt(t.Context(), stale, agentclient.Sandbox{ID: id, State: agentclient.StatePaused})
+	require.NoError(t, err)
+	assert.Equal(t, fresh, got)
+	assert.Equal(t, fresh, p.rows()[0])
+	got, err = s.adopt(t.Context(), fresh, agentclient.Sandbox{ID: id, State: agentclient.StatePaused})
+	require.NoError(t, err)
+	assert.Equal(t, store.Paused, got.State)
 }
