@@ -133,7 +133,7 @@ test-fault: deps-test build-fault image ## Kill the agent at every step and look
 	@$(GO) build -o $(BIN)/gotestsum gotest.tools/gotestsum
 	WRENN_ARTIFACTS=$(CURDIR)/build/e2e/artifacts $(BIN)/gotestsum --format standard-verbose --hide-summary output \
 		--junitfile build/e2e/fault.xml --jsonfile build/e2e/fault.json \
-		-- -tags fault -count=1 -timeout 20m $(FAULT_FLAGS) $(if $(RUN),-run '$(RUN)') ./fault
+		-- -tags fault -count=1 -timeout 20m $(FAULT_FLAGS) $(if $(RUN),-run '$(RUN)') ./fault ./impl/sandbox ./impl/step
 
 bench: build image ## Benchmarks (as root)
 	$(GO) test -run '^$$' -bench . -p 1 ./impl/... ./bench/...
