@@ -46,7 +46,7 @@ type memoryPart struct {
 }
 
 // newMemoryPart looks whether the file system of dir can hold diffs.
-func newMemoryPart(cfg Config) (*memoryPart, error) {
+func newMemoryPart(cfg Config) *memoryPart {
 	m := &memoryPart{
 		uffd: cfg.MemoryBackend == BackendUffd, diffs: true, logger: cfg.Logger, flats: map[string]*sync.Mutex{}, pagers: map[string]*uffd.Process{},
 	}
@@ -54,7 +54,7 @@ func newMemoryPart(cfg Config) (*memoryPart, error) {
 		m.diffs = false
 		cfg.Logger.Warn("each snapshot will hold all memory, since the file system does not tell holes from data", "dir", cfg.Dir, "error", err)
 	}
-	return m, nil
+	return m
 }
 
 func (m *memoryPart) Diffs() bool { return m.diffs }

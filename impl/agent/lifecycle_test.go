@@ -113,8 +113,7 @@ func realGround(t *testing.T, image, binary, backend string) sandboxtest.Ground 
 	disks, err := rootfs.NewStore(rootfs.Config{ImageDir: image, Dir: filepath.Join(dir, "disks"), Logger: logger})
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, disks.Close()) })
-	layers, err := newMemoryPart(cfg)
-	require.NoError(t, err)
+	layers := newMemoryPart(cfg)
 	part := &networkPart{}
 	restart := func() {
 		layers.close() // as an agent's end does; the page servers live on
