@@ -80,7 +80,7 @@ demo: deps build image ## Make a sandbox, show what it does and what each part c
 check: deps-test lint ## Formatting, vet, linters, architecture, generated code
 	@test -z "$$(gofmt -l $$(git ls-files "*.go") | tee /dev/stderr)" || { echo "run gofmt -w on the files above" >&2; exit 1; }
 	$(GO) vet ./...
-	$(GO) vet -tags fault ./fault ./impl/step
+	$(GO) vet -tags fault ./fault ./impl/step ./impl/sandbox
 	$(GO) test ./impl -run .
 	@$(GO) run ./proto/check
 
@@ -138,7 +138,7 @@ test-fault: deps-test build-fault image ## Kill the agent at every step and look
 	@$(GO) build -o $(BIN)/gotestsum gotest.tools/gotestsum
 	WRENN_ARTIFACTS=$(CURDIR)/build/e2e/artifacts $(BIN)/gotestsum --format standard-verbose --hide-summary output \
 		--junitfile build/e2e/fault.xml --jsonfile build/e2e/fault.json \
-		-- -tags fault -count=1 -timeout 20m $(FAULT_FLAGS) $(if $(RUN),-run '$(RUN)') ./fault
+		-- -tags fault -count=1 -timeout 20m $(FAULT_FLAGS) $(if $(RUN),-run '$(RUN)') ./fault ./impl/sandbox ./impl/step
 
 # What the benchmarks measure beside Wrenn.
 BENCH_DEBS := openssh-server openssh-client nginx python3-terminado

@@ -14,6 +14,7 @@ import (
 
 	"wrenn/e2e/harness"
 	"wrenn/impl/agentclient"
+	"wrenn/impl/sandbox"
 )
 
 // shortStride is the distance between the rows that -short goes through. Three rows belong to a step, so a number
@@ -45,6 +46,9 @@ func TestF01_EveryStep(t *testing.T) {
 		visited[p.act+"/"+p.step] = true
 	}
 	for where := range r.seen {
+		if strings.HasPrefix(where, wakes+"/") {
+			continue
+		}
 		assert.True(t, visited[where], "the agent has the step %s, which the matrix does not know: give the act a line in acts", where)
 	}
 }
@@ -87,28 +91,24 @@ func (r *rig) usable(slot uint32) {
 	r.restart()
 }
 
-// provoke makes the fault at p come, and with it what else is armed: by a create, by the destroy of a sandbox
-// that it makes first, or by the death of such a one's VMM. slot is the one concerned.
+// provoke makes the fault at p come, and with it what else is armed: by a create, or by what the act starts
+// with, of a sandbox that it makes first. slot is the one concerned.
 func (r *rig) provoke(p point, lines ...string) (id string, slot uint32) {
 	r.t.Helper()
 	lines = append(lines, p.arm(1))
 	id, slot = r.newID(), r.neighbour.Slot+1 // the agent has just started, and takes the first that is free
-	var err error
-	switch start := startOf(p.act); start {
-	case byCreate:
-		r.arm(lines...)
-		_, err = r.tryCreate(id)
-	default:
-		_, createErr := r.tryCreate(id)
-		require.NoError(r.t, createErr)
-		r.arm(lines...)
-		if start == byDeath {
-			r.killVMM(id)
-			break
-		}
-		err = r.tryDestroy(id)
+	start := startOf(p.act)
+	if start != byCreate {
+		_, err := r.tryCreate(id)
+		require.NoError(r.t, err)
 	}
-	if startOf(p.act) != byDeath {
+	if start == byResume || start == byKeep {
+		require.NoError(r.t, r.tryPause(id))
+	}
+	r.arm(lines...)
+	err := r.begin(start, id)
+	silent := start == byDeath || start == byPark && p.kind == "error"
+	if !silent {
 		require.Error(r.t, err, "the call whose agent has met a fault succeeds")
 	}
 	require.EventuallyWithT(r.t, func(t *assert.CollectT) {
@@ -117,12 +117,48 @@ func (r *rig) provoke(p point, lines ...string) (id string, slot uint32) {
 	r.arm()
 	if p.kind == "error" {
 		assert.Nil(r.t, r.agent.State(), "the agent has ended")
-		if startOf(p.act) != byDeath {
+		if !silent {
 			assert.ErrorContains(r.t, err, "step "+p.step, "the error does not name the step")
 			assert.ErrorContains(r.t, err, "injected fault")
 		}
 	}
 	return id, slot
+}
+
+// begin does what the acts of that start begin with.
+func (r *rig) begin(start start, id string) error {
+	r.t.Helper()
+	ctx, cancel := context.WithTimeout(r.t.Context(), callLimit)
+	defer cancel()
+	switch start {
+	case byCreate:
+		_, err := r.tryCreate(id)
+		return err
+	case byDeath:
+		r.killVMM(id)
+		return nil
+	case byPause, byPark:
+		return r.tryPause(id)
+	case byResume:
+		_, _, _, err := r.client.Resume(ctx, agentclient.ResumeRequest{ID: id, Timeout: time.Hour})
+		return err
+	case byKeep:
+		_, _, err := r.client.Snapshot(ctx, id, keptName)
+		return err
+	default:
+		return r.tryDestroy(id)
+	}
+}
+
+// keptName is of the snapshots that are made.
+const keptName = "kept"
+
+// tryPause pauses a sandbox's files, and its memory where the VMM has one.
+func (r *rig) tryPause(id string) error {
+	ctx, cancel := context.WithTimeout(r.t.Context(), callLimit)
+	defer cancel()
+	_, _, err := r.client.Pause(ctx, id, !r.withMemory)
+	return err
 }
 
 // killVMM kills the VMM of a sandbox, as its crash or the kernel would.
@@ -148,10 +184,49 @@ func (r *rig) settle(p point, id string) {
 		r.answers(box)
 	case byDeath:
 		assert.Equal(r.t, agentclient.StateFailed, box.State)
+	case byPause, byPark, byResume, byKeep:
+		r.settled(p, id)
 	default:
 		assert.Fail(r.t, "what was half made lives on")
 	}
+	r.drop(id)
+}
+
+// settled asserts that a sandbox is on the side of the act where its commit says, and that it comes back.
+func (r *rig) settled(p point, id string) {
+	r.t.Helper()
+	want := agentclient.StatePaused
+	committed := p.step == "commit" || p.step == last(sandbox.ResumeSteps())
+	switch {
+	case startOf(p.act) == byPause && (p.kind == "error" || !committed || p.moment == "before"),
+		startOf(p.act) == byPause && p.moment == "undone",
+		startOf(p.act) == byResume && p.kind == "kill" && committed && p.moment == "after":
+		want = agentclient.StateRunning
+	}
+	ctx, cancel := context.WithTimeout(r.t.Context(), callLimit)
+	defer cancel()
+	require.EventuallyWithT(r.t, func(t *assert.CollectT) {
+		box, err := r.client.Get(ctx, id)
+		require.NoError(t, err)
+		require.Equal(t, want, box.State)
+	}, patience, 5*time.Millisecond)
+	if want == agentclient.StatePaused && !r.withMemory {
+		return // see act.real
+	}
+	box, _, _, err := r.client.Resume(ctx, agentclient.ResumeRequest{ID: id, Timeout: time.Hour})
+	require.NoError(r.t, err)
+	r.answers(box)
+}
+
+// drop destroys a sandbox, and the snapshot that was made of it.
+func (r *rig) drop(id string) {
+	r.t.Helper()
 	require.NoError(r.t, r.tryDestroy(id))
+	ctx, cancel := context.WithTimeout(r.t.Context(), callLimit)
+	defer cancel()
+	if err := r.client.DeleteSnapshot(ctx, keptName, false); err != nil {
+		require.ErrorIs(r.t, err, agentclient.ErrNotFound)
+	}
 }
 
 // finish ends what an error has left: a create that fails leaves nothing, a destroy that fails may be
@@ -162,7 +237,12 @@ func (r *rig) finish(p point, id string) {
 		assert.ErrorIs(r.t, r.tryDestroy(id), agentclient.ErrNotFound, "a create that failed has left a sandbox")
 		return
 	}
-	assert.NoError(r.t, r.tryDestroy(id), "a destroy that failed cannot be repeated")
+	switch startOf(p.act) {
+	case byPause, byPark, byResume, byKeep:
+		r.settled(p, id)
+	default:
+	}
+	r.drop(id)
 }
 
 // recover makes the host usable for the next row after one that failed, as far as it can.

@@ -28,6 +28,9 @@ type act struct {
 	// undone are those of the steps that have an undo which an error can reach.
 	undone []string
 	start  start
+	// real acts need a VMM with virtual machines. The disk of one without is mounted by the host, which writes
+	// to it when it is unmounted, after the snapshot was sealed: such a snapshot is refused.
+	real bool
 }
 
 // start is what begins an act.
@@ -36,7 +39,11 @@ type start int
 const (
 	byCreate start = iota
 	byDestroy
-	byDeath // of the VMM
+	byDeath  // of the VMM
+	byPause  // of a sandbox's files: the VMM of these rows has no memory that it could write
+	byPark   // likewise, in what follows once the snapshot is committed, where an error is not the caller's
+	byResume // of such a one
+	byKeep   // a snapshot of such a one
 )
 
 // acts are those that make and remove, with their steps from the code. Those of a restart are cleanup's.
@@ -48,8 +55,16 @@ func acts() []act {
 		{name: sandbox.CreateAct, steps: sandbox.CreateSteps()},
 		{name: sandbox.DestroyAct, steps: sandbox.DestroySteps(), start: byDestroy},
 		{name: sandbox.FailAct, steps: sandbox.FailSteps(), start: byDeath},
+		{name: sandbox.PauseAct, steps: step.Names(sandbox.PauseSteps()), undone: undoable(sandbox.PauseSteps()), start: byPause},
+		{name: sandbox.ParkAct, steps: sandbox.ParkSteps(), start: byPark},
+		{name: sandbox.ResumeAct, steps: sandbox.ResumeSteps(), start: byResume, real: true},
+		{name: sandbox.KeepAct, steps: step.Names(sandbox.KeepSteps()), undone: undoable(sandbox.KeepSteps()), start: byKeep},
 	}
 }
+
+// wakes is what a restart does with a sandbox that it finds half paused; impl/sandbox has its rows, and those of
+// snapshots of machines that run, on parts in memory.
+const wakes = sandbox.WakeAct
 
 // cleanup are the points at which a restart can be killed while it clears up.
 func cleanup() []point {
@@ -78,6 +93,9 @@ func undoable(steps []step.Step) []string {
 func matrix() []point {
 	var all []point
 	for _, a := range acts() {
+		if a.real {
+			continue
+		}
 		for i, name := range a.steps {
 			if i == 0 {
 				all = append(all, point{a.name, name, "before", "kill"})

@@ -20,6 +20,7 @@ func TestF01_ASampleOnARealVMM(t *testing.T) {
 	qemu := need.File(t, "build", harness.Build(t, "bin/firecracker-qemu"), "run `make build`")
 	r := newRigWith(t, "qemu", harness.AgentConfig{Flags: []string{"--vmm", "qemu-tcg", "--firecracker-qemu", qemu}})
 	defer r.end()
+	r.withMemory = true
 	for _, p := range []point{
 		{network.CreateAct, "veth", "after", "kill"},
 		{network.CreateAct, "egress", "after", "error"},
@@ -27,6 +28,11 @@ func TestF01_ASampleOnARealVMM(t *testing.T) {
 		{sandbox.CreateAct, "guest", "after", "error"},
 		{sandbox.DestroyAct, "intent", "after", "kill"},
 		{sandbox.DestroyAct, "vmm", "before", "error"},
+		{sandbox.PauseAct, "memory", "after", "kill"},
+		{sandbox.PauseAct, "commit", "after", "error"},
+		{sandbox.PauseAct, "commit", "after", "kill"},
+		{sandbox.ResumeAct, "vmm", "after", "kill"},
+		{sandbox.ResumeAct, "guest", "after", "error"},
 	} {
 		t.Run(p.String(), func(t *testing.T) { r.at(t).row(p) })
 	}

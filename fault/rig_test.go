@@ -45,6 +45,8 @@ type rig struct {
 	neighbour         agentclient.Sandbox
 	traffic           *traffic
 
+	withMemory bool // pauses are of memory too
+
 	between func(*rig)      // done after a fault and before what clears up after it; nil for nothing
 	seen    map[string]bool // "ACT/STEP" of every step that was traced
 	logs    []string        // of the agent's lives since the row began
@@ -131,7 +133,9 @@ func (r *rig) end() {
 			}
 		}
 	}
-	assert.Equal(r.t, []string{"probes", "sandboxes", "tmp"}, kept, "the agent's directory has more in it")
+	assert.Equal(r.t, []string{
+		"disks", "probes", "sandboxes", "snapshots", "tmp", "disks/hashes.json", "snapshots/.gone", "snapshots/.new",
+	}, kept, "the agent's directory has more in it")
 }
 
 // at is the rig as a subtest uses it.

@@ -77,6 +77,9 @@ func TestF01_AnErrorInAnUndoIsTriedAgain(t *testing.T) {
 	r := newRig(t, "undo-error")
 	defer r.end()
 	for _, a := range acts() {
+		if a.start != byCreate {
+			continue // impl/sandbox has those, on parts in memory
+		}
 		failed := point{a.name, last(a.steps), "after", "error"}
 		for _, name := range a.undone {
 			id := r.newID()

@@ -35,6 +35,9 @@ type Config struct {
 	// MemoryBackend is how a restored machine gets its memory: BackendFile or BackendUffd; empty means
 	// BackendFile.
 	MemoryBackend string
+	// DumpMemory keeps the whole of a machine's memory beside its last snapshot, as the VMM had it then: what
+	// tests compare the layers with.
+	DumpMemory bool
 	// ReadyDisks is how many copies of a used template's disk are kept ready.
 	ReadyDisks int
 	// ReadyNetworks is how many networks are kept ready for the next creates.

@@ -21,6 +21,8 @@ func (c *Config) Flags(f *pflag.FlagSet) {
 	f.StringVar(&c.FirecrackerQEMU, "firecracker-qemu", beside("firecracker-qemu"), "its stand-in on QEMU")
 	f.IntVar(&c.MemoryMiB, "memory", 0, "MiB that all guests together may have (default 85 % of the host's)")
 	f.StringVar(&c.MemoryBackend, "memory-backend", BackendFile, "how restored machines get their memory: file (mapped) or uffd (a page server each)")
+	f.BoolVar(&c.DumpMemory, "dump-memory", false, "keep all memory beside each sandbox's last snapshot, for tests")
+	_ = f.MarkHidden("dump-memory") // it is there
 	f.IntVar(&c.ReadyDisks, "ready-disks", 2, "disk copies kept ready per template")
 	f.IntVar(&c.ReadyNetworks, "ready-networks", network.DefaultReady, "networks kept ready for the next creates")
 	f.IntVar(&c.Slots, "slots", int(network.MaxSlot), "networks, and so sandboxes, that there may be at once")

@@ -32,6 +32,7 @@ type served struct {
 	host    *sandboxtest.Host
 	manager *sandbox.Manager
 	url     string
+	dir     string // of the sandboxes
 	handler *handler
 }
 
@@ -39,8 +40,9 @@ func serve(t *testing.T) served {
 	t.Helper()
 	parts := sandboxtest.NewHost()
 	logger := slog.New(slog.DiscardHandler)
+	dir := filepath.Join(t.TempDir(), "sandboxes")
 	manager, err := sandbox.NewManager(sandbox.Config{
-		Dir: filepath.Join(t.TempDir(), "sandboxes"), Logger: logger, MemoryMiB: 2000,
+		Dir: dir, Logger: logger, MemoryMiB: 2000,
 		Network: parts.Network(), Disk: parts.Disk(), Memory: parts.Memory(), VMM: parts.VMM(), Guest: parts.Guest(),
 	})
 	require.NoError(t, err)
@@ -58,7 +60,7 @@ func serve(t *testing.T) served {
 			return next(ctx, r)
 		}
 	}))
-	return served{hostagentv1connect.NewHostAgentServiceClient(server.Client(), server.URL, token), parts, manager, server.URL, h}
+	return served{hostagentv1connect.NewHostAgentServiceClient(server.Client(), server.URL, token), parts, manager, server.URL, dir, h}
 }
 
 func createRequest(id string) *connect.Request[hostagentv1.CreateSandboxRequest] {

@@ -42,10 +42,11 @@ type memoryPart struct {
 	mu     sync.Mutex
 	flats  map[string]*sync.Mutex   // named snapshots whose flat file is being made, by directory
 	pagers map[string]*uffd.Process // by the sandbox's directory
+	closed bool
 }
 
 // newMemoryPart looks whether the file system of dir can hold diffs.
-func newMemoryPart(cfg Config) (*memoryPart, error) {
+func newMemoryPart(cfg Config) *memoryPart {
 	m := &memoryPart{
 		uffd: cfg.MemoryBackend == BackendUffd, diffs: true, logger: cfg.Logger, flats: map[string]*sync.Mutex{}, pagers: map[string]*uffd.Process{},
 	}
@@ -53,7 +54,7 @@ func newMemoryPart(cfg Config) (*memoryPart, error) {
 		m.diffs = false
 		cfg.Logger.Warn("each snapshot will hold all memory, since the file system does not tell holes from data", "dir", cfg.Dir, "error", err)
 	}
-	return m, nil
+	return m
 }
 
 func (m *memoryPart) Diffs() bool { return m.diffs }
@@ -247,16 +248,23 @@ func (m *memoryPart) guard(ctx context.Context, dir string, vmm machine) {
 		return
 	}
 	go func() {
-		if err := p.Guard(ctx, vmm.Done(), vmm.Kill); err != nil && ctx.Err() == nil {
+		if err := p.Guard(ctx, vmm.Done(), vmm.Kill); err != nil && ctx.Err() == nil && !m.isClosed() {
 			m.logger.Error("a sandbox has lost its page server", "dir", dir, "error", err)
 		}
 	}()
+}
+
+func (m *memoryPart) isClosed() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.closed
 }
 
 // close lets the page servers live on without being watched.
 func (m *memoryPart) close() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.closed = true
 	for _, p := range m.pagers {
 		p.Release()
 	}

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -11,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spf13/cobra"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
@@ -24,9 +26,19 @@ import (
 	"wrenn/impl/rootfs"
 	"wrenn/impl/sandbox"
 	"wrenn/impl/sandbox/sandboxtest"
+	"wrenn/impl/uffd"
 )
 
 func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == uffd.CommandName { // a page server is a subcommand of the agent's program
+		cmd := &cobra.Command{Use: "agent.test"}
+		cmd.AddCommand(uffd.Command())
+		if err := cmd.Execute(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	netnstest.Isolate()
 	if lo, err := netlink.LinkByName("lo"); err == nil && os.Geteuid() == 0 {
 		if err := netlink.LinkSetUp(lo); err != nil {
@@ -75,13 +87,25 @@ func TestA07_LifecycleOnTheRealParts(t *testing.T) {
 	image := imageDir(t)
 	binary, err := standIn()
 	require.NoError(t, err)
-	sandboxtest.Lifecycle(t, func(t *testing.T) sandboxtest.Ground { return realGround(t, image, binary) })
+	sandboxtest.Lifecycle(t, func(t *testing.T) sandboxtest.Ground { return realGround(t, image, binary, BackendFile) })
 }
 
-func realGround(t *testing.T, image, binary string) sandboxtest.Ground {
+// TestS10_PausesByAPageServer runs the pauses with a process per machine that fills its memory.
+func TestS10_PausesByAPageServer(t *testing.T) {
+	need.Root(t)
+	need.Program(t, "qemu-system-x86_64", "iptables", "ip", "unshare")
+	need.Short(t, "it boots guests")
+	need.File(t, "userfaultfd", "/dev/userfaultfd", "a kernel of 6.1 or later")
+	image := imageDir(t)
+	binary, err := standIn()
+	require.NoError(t, err)
+	sandboxtest.Pauses(t, func(t *testing.T) sandboxtest.Ground { return realGround(t, image, binary, BackendUffd) })
+}
+
+func realGround(t *testing.T, image, binary, backend string) sandboxtest.Ground {
 	logger := slog.New(slog.NewTextHandler(t.Output(), nil))
 	dir := shortDir(t)
-	cfg := Config{Dir: dir, ImageDir: image, Logger: logger}
+	cfg := Config{Dir: dir, ImageDir: image, Logger: logger, MemoryBackend: backend}
 	host, err := network.NewHost(network.Config{Logger: logger, Dir: dir})
 	require.NoError(t, err)
 	require.NoError(t, host.Setup(t.Context()))
@@ -89,10 +113,11 @@ func realGround(t *testing.T, image, binary string) sandboxtest.Ground {
 	disks, err := rootfs.NewStore(rootfs.Config{ImageDir: image, Dir: filepath.Join(dir, "disks"), Logger: logger})
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, disks.Close()) })
-	layers, err := newMemoryPart(cfg)
-	require.NoError(t, err)
+	layers := newMemoryPart(cfg)
 	part := &networkPart{}
 	restart := func() {
+		layers.close() // as an agent's end does; the page servers live on
+		layers.closed = false
 		fresh, err := newNetworkPart(cfg, host)
 		require.NoError(t, err)
 		*part = *fresh

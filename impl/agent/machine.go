@@ -13,8 +13,9 @@ import (
 
 // machine is the real sandbox.Machine.
 type machine struct {
-	p   *firecracker.Process
-	dir string
+	p    *firecracker.Process
+	dir  string
+	dump bool // of all memory beside each snapshot
 }
 
 func (m machine) Identity() sandbox.Identity { return identityFrom(m.p.Identity()) }
@@ -55,10 +56,22 @@ func (m machine) Snapshot(ctx context.Context, to sandbox.MachineSnapshot) error
 	if to.Diff {
 		kind = firecracker.SnapshotDiff
 	}
-	return c.CreateSnapshot(ctx, firecracker.SnapshotCreate{
+	err := c.CreateSnapshot(ctx, firecracker.SnapshotCreate{
 		Type: kind, StatePath: to.StatePath, MemoryPath: to.MemoryPath, MemSizeMiB: to.MemoryMiB,
 	})
+	if err != nil || !m.dump {
+		return err
+	}
+	// After the diff: the VMM counts changed pages from the last snapshot on, of whichever kind.
+	return c.CreateSnapshot(ctx, firecracker.SnapshotCreate{
+		Type: firecracker.SnapshotFull, StatePath: filepath.Join(m.dir, dumpName+".vmstate"),
+		MemoryPath: filepath.Join(m.dir, dumpName), MemSizeMiB: to.MemoryMiB,
+	})
 }
+
+// dumpName is of a machine's whole memory as the VMM had it at the last snapshot, in its sandbox's directory,
+// where Config.DumpMemory asks for it. What the layers amount to must be the same.
+const dumpName = "memory.dump"
 
 // Restore loads a machine and leaves it paused.
 func (v *vmmPart) Restore(ctx context.Context, spec sandbox.RestoreSpec) (sandbox.Machine, error) {
@@ -84,9 +97,23 @@ func (v *vmmPart) load(ctx context.Context, spec sandbox.RestoreSpec) error {
 		TrackDirtyPages: true, MemSizeMiB: spec.MemoryMiB,
 	})
 	if err != nil {
-		return fmt.Errorf("load the snapshot into the VMM: %w", err)
+		err = fmt.Errorf("load the snapshot into the VMM: %w", err)
+		if spec.Memory.Uffd {
+			err = fmt.Errorf("%w; the page server says: %s", err, pagerSays(spec.Dir))
+		}
+		return err
 	}
 	return v.limit(ctx, c, spec.Limits)
+}
+
+// pagerSays is the end of a page server's log.
+func pagerSays(dir string) string {
+	log, err := os.ReadFile(filepath.Join(dir, pagerLog))
+	if err != nil {
+		return err.Error()
+	}
+	const most = 1024 // bytes: a few lines
+	return string(log[max(0, len(log)-most):])
 }
 
 // limit puts the sandbox's own limits in the place of those that the snapshot was made with.

@@ -113,10 +113,8 @@ func (h *host) open(ctx, background context.Context, addr string) error {
 	if h.part, err = newNetworkPart(h.cfg, h.network); err != nil {
 		return err
 	}
-	if h.memory, err = newMemoryPart(h.cfg); err != nil {
-		return err
-	}
-	return h.assemble(choice, &vmmPart{choice: choice, resolvers: resolvers, memory: h.memory, logger: h.cfg.Logger, background: background})
+	h.memory = newMemoryPart(h.cfg)
+	return h.assemble(choice, &vmmPart{choice: choice, resolvers: resolvers, memory: h.memory, dump: h.cfg.DumpMemory, logger: h.cfg.Logger, background: background})
 }
 
 // assemble makes the Manager and what serves it.

@@ -31,6 +31,7 @@ type vmmPart struct {
 	choice    Choice
 	resolvers []netip.Addr
 	memory    *memoryPart
+	dump      bool // Config.DumpMemory
 	logger    *slog.Logger
 	// background ends with the agent; what watches a machine hangs on it, never on a request.
 	background context.Context
@@ -148,7 +149,7 @@ func (v *vmmPart) Console(dir string, limit int) ([]byte, error) {
 // watch bounds the machine's console for as long as machine and agent live.
 func (v *vmmPart) watch(p *firecracker.Process, dir string) machine {
 	go firecracker.KeepConsoleCapped(v.background, v.logger, p, filepath.Join(dir, consoleName), firecracker.DefaultConsoleBytes)
-	return machine{p: p, dir: dir}
+	return machine{p: p, dir: dir, dump: v.dump}
 }
 
 func identityFrom(id firecracker.Identity) sandbox.Identity {

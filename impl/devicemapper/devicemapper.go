@@ -54,7 +54,8 @@ type Disk struct {
 	Origin string
 	// Size is what the disk has, in bytes, a multiple of 512.
 	Size int64
-	// Cow is the file that takes what is written, of CowSize(Size) bytes.
+	// Cow is the absolute path of the file that takes what is written, of CowSize(Size) bytes. It is part of the
+	// device's identity.
 	Cow string
 }
 
@@ -95,7 +96,7 @@ func (m *Manager) Probe(ctx context.Context) (err error) {
 	d := Disk{ID: filepath.Base(dir), Origin: filepath.Join(dir, "origin"), Size: 2 << 20, Cow: filepath.Join(dir, "cow")}
 	defer func() {
 		clean := context.WithoutCancel(ctx)
-		err = errors.Join(err, m.Remove(clean, d.ID), os.RemoveAll(dir))
+		err = errors.Join(err, m.Remove(clean, d), os.RemoveAll(dir))
 		if err != nil {
 			err = fmt.Errorf("probe device-mapper: %w", err)
 		}

@@ -122,7 +122,7 @@ func (r *rig) create(d Disk) string {
 
 func (r *rig) remove(id string) {
 	r.t.Helper()
-	require.NoError(r.t, r.Remove(r.t.Context(), id))
+	require.NoError(r.t, r.Remove(r.t.Context(), r.disk(id, "", 0)))
 }
 
 // reborn is the next life of the process: this one's memory and files are gone, the kernel's part is not.

@@ -30,7 +30,7 @@ func (m *Manager) Reclaim(ctx context.Context, living func(id string) bool) ([]s
 				return nil // made since
 			}
 			removed = append(removed, id)
-			return m.removeDevices(ctx, name)
+			return m.removeDevices(ctx, name, "")
 		})
 		if err != nil {
 			errs = append(errs, fmt.Errorf("remove the leftover disk %s: %w", id, err))

@@ -41,9 +41,9 @@ func TestKilledChild(t *testing.T) {
 	case "create":
 		_, err = m.Create(t.Context(), d)
 	case "remove":
-		err = m.Remove(t.Context(), d.ID)
+		err = m.Remove(t.Context(), d)
 	case "flush":
-		err = m.Flush(t.Context(), d.ID)
+		err = m.Flush(t.Context(), d)
 	}
 	require.NoError(t, err)
 	require.NoError(t, m.Close())
@@ -120,7 +120,7 @@ func TestF01_KilledAfterAnyCommandOfAFlush(t *testing.T) {
 		require.Less(t, n, 50)
 		switch n % 3 {
 		case 0:
-			require.NoError(t, r.Flush(t.Context(), "killed"))
+			require.NoError(t, r.Flush(t.Context(), r.disk("killed", "", 0)))
 		case 1:
 			_, err := r.Restore(t.Context(), d)
 			require.NoError(t, err)

@@ -36,7 +36,7 @@ type Hold struct {
 // NewLoopRegistry returns an empty registry. Loop devices carry the mark of dir, an absolute path, by which a
 // later registry of the same dir knows them.
 func NewLoopRegistry(dir string) *LoopRegistry {
-	return &LoopRegistry{loops: &loops{owner: owner(dir)}, held: make(map[fileID]*shared)}
+	return &LoopRegistry{loops: &loops{owner: mark(dir)}, held: make(map[fileID]*shared)}
 }
 
 // Acquire returns a share of the loop device over the file at path. Where the process holds none, one that an

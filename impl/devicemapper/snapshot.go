@@ -41,8 +41,8 @@ func (m *Manager) Restore(ctx context.Context, d Disk) (string, error) {
 }
 
 func (m *Manager) restore(ctx context.Context, name string, d Disk, held *disk) (err error) {
-	if d.Size <= 0 || d.Size%sector != 0 {
-		return fmt.Errorf("a disk of %d bytes", d.Size)
+	if d.Size <= 0 || d.Size%sector != 0 || !filepath.IsAbs(d.Cow) {
+		return fmt.Errorf("a disk of %d bytes in %q", d.Size, d.Cow)
 	}
 	cow, err := openCow(d.Cow, CowSize(d.Size))
 	if err != nil {
@@ -64,7 +64,7 @@ func (m *Manager) restore(ctx context.Context, name string, d Disk, held *disk) 
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, m.removeDevices(context.WithoutCancel(ctx), name), origin.Release())
+			err = errors.Join(err, m.removeDevices(context.WithoutCancel(ctx), name, mark(d.Cow)), origin.Release())
 		}
 	}()
 	if origin.Bytes > d.Size {
@@ -72,7 +72,7 @@ func (m *Manager) restore(ctx context.Context, name string, d Disk, held *disk) 
 	}
 	base := origin.Number
 	if origin.Bytes < d.Size {
-		if base, err = m.device(name+originSuffix, true, originTable(uint64(d.Size/sector), base, uint64(origin.Bytes/sector))); err != nil {
+		if base, err = m.device(name+originSuffix, mark(d.Cow), true, originTable(uint64(d.Size/sector), base, uint64(origin.Bytes/sector))); err != nil {
 			return err
 		}
 	}
@@ -81,7 +81,7 @@ func (m *Manager) restore(ctx context.Context, name string, d Disk, held *disk) 
 		return err
 	}
 	defer l.Close() //nolint:errcheck // the table has it open
-	dev, err := m.device(name, false, snapshotTable(uint64(d.Size/sector), base, l.number))
+	dev, err := m.device(name, mark(d.Cow), false, snapshotTable(uint64(d.Size/sector), base, l.number))
 	if err != nil {
 		return err
 	}
@@ -112,16 +112,16 @@ func (m *Manager) keep(ctx context.Context, name string, d Disk, cow *os.File, h
 	dev, err := m.control.info(name)
 	if errors.Is(err, errNoDevice) {
 		// What is left of a killed one is the device underneath.
-		return false, m.removeDevices(ctx, name)
+		return false, m.removeDevices(ctx, name, mark(d.Cow))
 	}
 	if err != nil {
 		return false, err
 	}
-	if _, ours := ownID(m.owner, name, dev.uuid); !ours {
+	if dev.uuid != uuid(m.owner, mark(d.Cow), name) {
 		return false, fmt.Errorf("%w: %s", ErrForeign, name)
 	}
 	if !dev.active || !m.over(name, cow) {
-		return false, m.removeDevices(ctx, name)
+		return false, m.removeDevices(ctx, name, mark(d.Cow))
 	}
 	if dev.suspended {
 		if dev, err = m.control.resume(name); err != nil {
@@ -148,10 +148,7 @@ func (m *Manager) Attached(d Disk) bool {
 		return false
 	}
 	dev, err := m.control.info(name)
-	if err != nil || !dev.active {
-		return false
-	}
-	if _, ours := ownID(m.owner, name, dev.uuid); !ours {
+	if err != nil || !dev.active || dev.uuid != uuid(m.owner, mark(d.Cow), name) {
 		return false
 	}
 	cow, err := openCow(d.Cow, CowSize(d.Size))
@@ -199,8 +196,8 @@ func (m *Manager) cowFile(name string) (fileID, error) {
 }
 
 // device makes one of ours with that table, and returns its number.
-func (m *Manager) device(name string, readOnly bool, table []target) (uint64, error) {
-	if err := m.control.create(name, uuid(m.owner, name)); err != nil {
+func (m *Manager) device(name, place string, readOnly bool, table []target) (uint64, error) {
+	if err := m.control.create(name, uuid(m.owner, place, name)); err != nil {
 		return 0, err
 	}
 	if err := m.control.load(name, readOnly, table); err != nil {
@@ -245,15 +242,15 @@ func (m *Manager) Status(id string) (Status, error) {
 // Flush brings all that was written to the disk into its CoW file, though not to the file's own disk: what the
 // kernel still holds for the device, and what is under way. It returns ErrNotAttached, or ErrInvalid when the
 // CoW is not whole.
-func (m *Manager) Flush(ctx context.Context, id string) error {
-	err := m.with(id, func(name string, _ *disk) error { return m.flush(ctx, name) })
+func (m *Manager) Flush(ctx context.Context, d Disk) error {
+	err := m.with(d.ID, func(name string, _ *disk) error { return m.flush(ctx, name, mark(d.Cow)) })
 	if err != nil {
-		return fmt.Errorf("flush disk %s: %w", id, err)
+		return fmt.Errorf("flush disk %s: %w", d.ID, err)
 	}
 	return nil
 }
 
-func (m *Manager) flush(ctx context.Context, name string) error {
+func (m *Manager) flush(ctx context.Context, name, place string) error {
 	dev, err := m.control.info(name)
 	if errors.Is(err, errNoDevice) {
 		return ErrNotAttached
@@ -261,7 +258,7 @@ func (m *Manager) flush(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	if _, ours := ownID(m.owner, name, dev.uuid); !ours {
+	if dev.uuid != uuid(m.owner, place, name) {
 		return ErrForeign
 	}
 	if err := ctx.Err(); err != nil {
@@ -289,12 +286,13 @@ func (m *Manager) flush(ctx context.Context, name string) error {
 	return m.refuseInvalid(name)
 }
 
-// Remove removes the disk's devices, whole or half made, and with them their loop devices. The CoW file stays.
-// While something has the device open it waits, at most 5 s, and returns an error that is EBUSY. It is
-// idempotent, and needs no files.
-func (m *Manager) Remove(ctx context.Context, id string) error {
-	err := m.with(id, func(name string, held *disk) error {
-		if err := m.removeDevices(ctx, name); err != nil {
+// Remove removes the disk's devices, whole or half made, and with them their loop devices. Of the Disk it wants
+// ID and Cow; the file stays, and may be gone already. While something has the device open it waits, at most
+// 5 s, and returns an error that is EBUSY. It is idempotent. It returns ErrForeign, having done nothing, for a
+// device of that name which is not this disk's.
+func (m *Manager) Remove(ctx context.Context, d Disk) error {
+	err := m.with(d.ID, func(name string, held *disk) error {
+		if err := m.removeDevices(ctx, name, mark(d.Cow)); err != nil {
 			return err
 		}
 		if held.origin == nil {
@@ -305,13 +303,14 @@ func (m *Manager) Remove(ctx context.Context, id string) error {
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("remove disk %s: %w", id, err)
+		return fmt.Errorf("remove disk %s: %w", d.ID, err)
 	}
 	return nil
 }
 
-// removeDevices removes the snapshot first, since it has the other open.
-func (m *Manager) removeDevices(ctx context.Context, name string) error {
+// removeDevices removes the snapshot first, since it has the other open. With a place they have to be of the disk
+// there; without, of this owner.
+func (m *Manager) removeDevices(ctx context.Context, name, place string) error {
 	for _, n := range []string{name, name + originSuffix} {
 		dev, err := m.control.info(n)
 		if errors.Is(err, errNoDevice) {
@@ -323,7 +322,8 @@ func (m *Manager) removeDevices(ctx context.Context, name string) error {
 		if err != nil {
 			return err
 		}
-		if _, ours := ownID(m.owner, n, dev.uuid); !ours {
+		_, ours := ownID(m.owner, n, dev.uuid)
+		if !ours || place != "" && dev.uuid != uuid(m.owner, place, n) {
 			return fmt.Errorf("%w: %s", ErrForeign, n)
 		}
 		if err := m.removeDevice(ctx, n, dev); err != nil {

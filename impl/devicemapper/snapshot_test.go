@@ -38,7 +38,7 @@ func TestS01_WhatIsWrittenSurvivesRemoveAndRestore(t *testing.T) {
 				assertEqualBytes(t, want, read(t, path), "after a restore")
 			}
 			flat := filepath.Join(r.dir, "flat")
-			require.NoError(t, r.Flush(t.Context(), "a"))
+			require.NoError(t, r.Flush(t.Context(), r.disk("a", "", 0)))
 			require.NoError(t, Flatten(t.Context(), d, flat))
 			assertEqualBytes(t, want, read(t, flat), "flat")
 			r.remove("a")
@@ -69,7 +69,7 @@ func TestS01_ManySandboxesNeverChangeTheirOrigin(t *testing.T) {
 		assertEqualBytes(t, noise(byte(i), 8192), got[i*4096:i*4096+8192], "a sandbox's own")
 	}
 	for i := range n {
-		wg.Go(func() { assert.NoError(t, r.Remove(t.Context(), fmt.Sprint("many", i))) })
+		wg.Go(func() { assert.NoError(t, r.Remove(t.Context(), r.disk(fmt.Sprint("many", i), "", 0))) })
 	}
 	wg.Wait()
 	assert.Zero(t, r.Origins().Users(origin))
@@ -122,7 +122,7 @@ func short(t *testing.T, r *rig, d Disk) string {
 	defer l.Close()
 	name, err := Name(d.ID)
 	require.NoError(t, err)
-	dev, err := r.device(name, false, snapshotTable(uint64(d.Size/sector), origin.Number, l.number))
+	dev, err := r.device(name, mark(d.Cow), false, snapshotTable(uint64(d.Size/sector), origin.Number, l.number))
 	require.NoError(t, err)
 	require.NoError(t, putNode(name, dev))
 	require.NoError(t, origin.Release())
@@ -145,10 +145,10 @@ func TestF03_AFullCowIsNamed(t *testing.T) {
 	s, err := r.Status("full")
 	require.NoError(t, err)
 	assert.True(t, s.Invalid)
-	require.ErrorIs(t, r.Flush(t.Context(), "full"), ErrInvalid)
+	require.ErrorIs(t, r.Flush(t.Context(), d), ErrInvalid)
 	_, err = r.Restore(t.Context(), d)
 	require.ErrorIs(t, err, ErrInvalid, "with its device")
-	r.remove("full")
+	require.NoError(t, r.Remove(t.Context(), d))
 	_, err = r.Restore(t.Context(), d)
 	require.ErrorIs(t, err, ErrInvalid, "made anew")
 	require.ErrorIs(t, Flatten(t.Context(), d, filepath.Join(r.dir, "flat")), ErrInvalid)
@@ -173,11 +173,11 @@ func TestS01_ABusyDeviceIsWaitedForWithABound(t *testing.T) {
 	require.NoError(t, err)
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	err = r.Remove(ctx, "busy")
+	err = r.Remove(ctx, r.disk("busy", "", 0))
 	require.ErrorIs(t, err, unix.EBUSY)
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 	start := time.Now()
-	require.ErrorIs(t, r.Remove(t.Context(), "busy"), unix.EBUSY)
+	require.ErrorIs(t, r.Remove(t.Context(), r.disk("busy", "", 0)), unix.EBUSY)
 	assert.GreaterOrEqual(t, time.Since(start), busyLimit)
 	time.AfterFunc(300*time.Millisecond, func() { _ = f.Close() })
 	r.remove("busy")
@@ -230,12 +230,38 @@ func TestN03_AForeignDeviceOfOurNameIsLeftAlone(t *testing.T) {
 	d := r.disk("theirs", r.origin("origin", mib), mib)
 	_, err := r.Create(t.Context(), d)
 	require.ErrorIs(t, err, ErrForeign)
-	require.ErrorIs(t, r.Remove(t.Context(), "theirs"), ErrForeign)
-	require.ErrorIs(t, r.Flush(t.Context(), "theirs"), ErrForeign)
+	require.ErrorIs(t, r.Remove(t.Context(), r.disk("theirs", "", 0)), ErrForeign)
+	require.ErrorIs(t, r.Flush(t.Context(), r.disk("theirs", "", 0)), ErrForeign)
 	removed, err := r.Reclaim(t.Context(), func(string) bool { return false })
 	require.NoError(t, err)
 	assert.Empty(t, removed)
 	dmsetup("info", "wrenn-theirs")
+}
+
+// TestADiskOfTheSameNameElsewhereIsLeftAlone: a snapshot may be called like a sandbox.
+func TestADiskOfTheSameNameElsewhereIsLeftAlone(t *testing.T) {
+	r := newRig(t)
+	d := r.disk("same", r.origin("origin", mib), 2*mib)
+	r.create(d)
+	elsewhere := d
+	elsewhere.Cow = filepath.Join(t.TempDir(), "same.cow")
+	_, err := r.Create(t.Context(), elsewhere)
+	require.ErrorIs(t, err, ErrForeign)
+	require.ErrorIs(t, r.Remove(t.Context(), elsewhere), ErrForeign)
+	require.ErrorIs(t, r.Flush(t.Context(), elsewhere), ErrForeign)
+	assert.False(t, r.Attached(elsewhere))
+	assert.True(t, r.Attached(d))
+
+	// The file is another by now, which the device does not keep what is written in.
+	require.NoError(t, os.Remove(d.Cow))
+	assert.NoError(t, os.WriteFile(d.Cow, nil, 0o600))
+	assert.NoError(t, os.Truncate(d.Cow, CowSize(d.Size)))
+	assert.False(t, r.Attached(d))
+	write(t, "/dev/mapper/wrenn-same", 0, noise(1, 4096))
+	path, err := r.Restore(t.Context(), d)
+	require.NoError(t, err)
+	assertEqualBytes(t, read(t, d.Origin)[:4096], read(t, path)[:4096], "the new CoW is empty")
+	r.remove("same")
 }
 
 func TestProbeSaysThatItWorks(t *testing.T) {
@@ -251,14 +277,14 @@ func TestS01_DiscardedChunksBecomeHolesAgain(t *testing.T) {
 	d := r.disk("trim", r.origin("origin", 4*mib), 4*mib)
 	path := r.create(d)
 	write(t, path, 0, noise(5, 4*mib))
-	require.NoError(t, r.Flush(t.Context(), "trim"))
+	require.NoError(t, r.Flush(t.Context(), r.disk("trim", "", 0)))
 	full := allocated(t, d.Cow)
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	require.NoError(t, err)
 	_, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.BLKDISCARD, pointerTo([2]uint64{mib, 2 * mib}))
 	require.Zero(t, errno)
 	require.NoError(t, f.Close())
-	require.NoError(t, r.Flush(t.Context(), "trim"))
+	require.NoError(t, r.Flush(t.Context(), r.disk("trim", "", 0)))
 	assert.LessOrEqual(t, allocated(t, d.Cow), full-mib)
 	r.remove("trim")
 }

@@ -75,21 +75,24 @@ func Name(id string) (string, error) {
 	return namePrefix + id, nil
 }
 
-// owner tells the devices of one agent's directory from another's.
-func owner(dir string) string {
-	sum := sha256.Sum256([]byte(dir))
+// mark shortens a path to what fits into an identifier.
+func mark(path string) string {
+	sum := sha256.Sum256([]byte(path))
 	return hex.EncodeToString(sum[:8])
 }
 
-// uuid identifies the device of a name.
-func uuid(owner, name string) string {
-	return uuidPrefix + owner + "-" + strings.TrimPrefix(name, namePrefix)
+// uuid identifies the device of a name: whose it is, where its CoW lies, and the name. So no other owner's
+// device, nor that of another disk which happens to have the same name, is ever taken for it.
+func uuid(owner, place, name string) string {
+	return uuidPrefix + owner + "-" + place + "-" + strings.TrimPrefix(name, namePrefix)
 }
 
-// ownID is the id that a device with that name and identifier belongs to, and whether it is one of ours.
+// ownID is the id that a device with that name and identifier belongs to, and whether it is this owner's.
 func ownID(owner, name, id string) (string, bool) {
-	if !strings.HasPrefix(name, namePrefix) || id != uuid(owner, name) {
+	head, ok := strings.CutPrefix(id, uuidPrefix+owner+"-")
+	place, rest, ok2 := strings.Cut(head, "-")
+	if !ok || !ok2 || len(place) != len(owner) || !strings.HasPrefix(name, namePrefix) || namePrefix+rest != name {
 		return "", false
 	}
-	return strings.TrimSuffix(strings.TrimPrefix(name, namePrefix), originSuffix), true
+	return strings.TrimSuffix(rest, originSuffix), true
 }

@@ -84,7 +84,7 @@ func TestV01_DeviceNamesAreChecked(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, "wrenn-"+strings.Repeat("a", 64), got)
 	assert.Less(t, len(got+originSuffix), unix.DM_NAME_LEN)
-	assert.Less(t, len(uuid(owner("/x"), got+originSuffix)), unix.DM_UUID_LEN)
+	assert.Less(t, len(uuid(mark("/x"), mark("/x/y"), got+originSuffix)), unix.DM_UUID_LEN)
 	for _, id := range []string{"", strings.Repeat("a", 65), "a/b", "..", "a:origin", "a b", "a\x00", "../mapper/x"} {
 		_, err := Name(id)
 		require.Error(t, err, "%q", id)
@@ -92,19 +92,21 @@ func TestV01_DeviceNamesAreChecked(t *testing.T) {
 }
 
 func TestOwnersTellDevicesApart(t *testing.T) {
-	mine, other := owner("/var/lib/a"), owner("/var/lib/b")
+	mine, other, place := mark("/var/lib/a"), mark("/var/lib/b"), mark("/var/lib/a/x/cow")
 	assert.NotEqual(t, mine, other)
 	for _, c := range []struct {
 		name, uuid, id string
 		ours           bool
 	}{
-		{"wrenn-x", uuid(mine, "wrenn-x"), "x", true},
-		{"wrenn-x:origin", uuid(mine, "wrenn-x:origin"), "x", true},
-		{"wrenn-x", uuid(other, "wrenn-x"), "", false},
+		{"wrenn-x", uuid(mine, place, "wrenn-x"), "x", true},
+		{"wrenn-x-y.z", uuid(mine, place, "wrenn-x-y.z"), "x-y.z", true},
+		{"wrenn-x:origin", uuid(mine, place, "wrenn-x:origin"), "x", true},
+		{"wrenn-x", uuid(other, place, "wrenn-x"), "", false},
 		{"wrenn-x", "", "", false},
 		{"wrenn-x", "LVM-abc", "", false},
-		{"x", "WRENN-" + mine + "-x", "", false},
-		{"wrenn-y", uuid(mine, "wrenn-x"), "", false}, // renamed by somebody
+		{"wrenn-x", "WRENN-" + mine + "-x", "", false},
+		{"x", uuid(mine, place, "x"), "", false},
+		{"wrenn-y", uuid(mine, place, "wrenn-x"), "", false}, // renamed by somebody
 	} {
 		id, ours := ownID(mine, c.name, c.uuid)
 		assert.Equal(t, c.ours, ours, "%+v", c)

@@ -24,6 +24,9 @@ var (
 
 // device says what the kernel makes the disk in dir of.
 func device(r Record, dir, origin string) devicemapper.Disk {
+	if abs, err := filepath.Abs(dir); err == nil { // else the device is refused
+		dir = abs
+	}
 	return devicemapper.Disk{ID: filepath.Base(dir), Origin: origin, Size: r.bytes(), Cow: filepath.Join(dir, CowName)}
 }
 
@@ -110,12 +113,12 @@ func linkDisk(device, dir string) error {
 }
 
 // detachDevice removes the device, if there is one, and the link to it.
-func (s *Store) detachDevice(ctx context.Context, id, dir string) error {
+func (s *Store) detachDevice(ctx context.Context, dir string) error {
 	if s.devices == nil {
 		return nil
 	}
-	// A device of somebody else with that name is nothing of this disk.
-	if err := s.devices.Remove(ctx, id); err != nil && !errors.Is(err, devicemapper.ErrForeign) {
+	// A device of that name that is not this disk's, like that of a sandbox with the name of a snapshot, is left.
+	if err := s.devices.Remove(ctx, device(Record{}, dir, "")); err != nil && !errors.Is(err, devicemapper.ErrForeign) {
 		return err
 	}
 	path := filepath.Join(dir, DiskName)
@@ -133,7 +136,7 @@ func (s *Store) detachDevice(ctx context.Context, id, dir string) error {
 func (s *Store) settleDevice(ctx context.Context, r Record, dir string) error {
 	d := device(r, dir, "")
 	if s.devices != nil && s.devices.Attached(d) {
-		if err := s.devices.Flush(ctx, d.ID); err != nil {
+		if err := s.devices.Flush(ctx, d); err != nil {
 			return noSpace(err)
 		}
 	}

@@ -126,14 +126,13 @@ func (s *Store) Attach(ctx context.Context, dir string) error {
 
 // Detach lets go of the kernel's part of the disk, whose data stay. The machine must be gone.
 func (s *Store) Detach(ctx context.Context, dir string) error {
-	id, err := diskID(dir)
-	if err != nil {
+	if _, err := diskID(dir); err != nil {
 		return err
 	}
 	if r, err := Info(dir); err == nil && r.Mode == ModeCopy {
 		return nil
 	}
-	return s.detachDevice(ctx, id, dir)
+	return s.detachDevice(ctx, dir)
 }
 
 // Remove removes the disk in dir, whole or half made; dir itself may be gone. The machine must be gone.

@@ -224,6 +224,21 @@ func TestN06_DevicesOfTheDeadAreReclaimed(t *testing.T) {
 	r.remove(dead, living, young)
 }
 
+// TestASnapshotMayBeCalledLikeASandbox: names of snapshots are users' choice.
+func TestASnapshotMayBeCalledLikeASandbox(t *testing.T) {
+	modes(t, func(t *testing.T, r *rig) {
+		dir, content := r.create("same", 5)
+		snapshot := sandboxDir(t, r.sandbox("snapshots"), "same")
+		r.clone(dir, snapshot)
+		r.write(dir, content, 0, noise(1, mib))
+		require.NoError(t, r.Sync(t.Context(), snapshot))
+		r.remove(snapshot)
+		assertSame(t, content, r.read(dir), "the sandbox's disk")
+		r.attach(dir)
+		r.remove(dir)
+	})
+}
+
 func TestF03_AFullHostMakesADiskInvalidAndSaysSo(t *testing.T) {
 	r := newRig(t, ModeSnapshot, t.TempDir())
 	small := t.TempDir()

@@ -103,6 +103,7 @@ func losePower(t *testing.T, feature string, mode Mode) {
 	require.NoError(t, r.Link(t.Context(), dir, snapshot))
 	require.NoError(t, atomicfile.SyncDir(snapshot))
 	p.cut(feature)
+	r.kill(dir)
 	_ = r.Detach(t.Context(), dir) // the power takes it away
 	host()
 	linked := append([]byte(nil), content...)
@@ -121,6 +122,7 @@ func losePower(t *testing.T, feature string, mode Mode) {
 	require.NoError(t, r.Sync(t.Context(), cloned))
 	require.NoError(t, atomicfile.SyncDir(cloned))
 	p.cut(feature)
+	r.kill(running)
 	_ = r.Detach(t.Context(), running)
 	host()
 	r.holds(snapshot, linked, "after another's life")
@@ -132,6 +134,7 @@ func losePower(t *testing.T, feature string, mode Mode) {
 	require.NoError(t, r.Attach(t.Context(), again))
 	r.write(again, make([]byte, 6*mib), mib, noise(3, mib))
 	p.cut(feature)
+	r.kill(again)
 	_ = r.Detach(t.Context(), again)
 	host()
 	r.holds(snapshot, linked, "in the end")

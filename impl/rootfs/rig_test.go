@@ -36,6 +36,7 @@ type rig struct {
 	t   testing.TB
 	dir string
 	log *bytes.Buffer
+	vms map[string]*os.File // what machines that run have open, by directory
 }
 
 func newRig(t testing.TB, mode Mode, dir string) *rig {
@@ -44,7 +45,7 @@ func newRig(t testing.TB, mode Mode, dir string) *rig {
 		need.DeviceMapper(t)
 	}
 	before := kernel(t)
-	r := &rig{t: t, dir: dir}
+	r := &rig{t: t, dir: dir, vms: make(map[string]*os.File)}
 	r.template("base", 4*mib, 0, mib)
 	r.open(mode)
 	t.Cleanup(func() {
@@ -126,15 +127,28 @@ func (r *rig) read(dir string) []byte {
 	return data
 }
 
-// write changes the disk as a VMM does: nothing is synced, and what the kernel holds back it holds back.
+// write changes the disk as a VMM does: nothing is synced, it stays open, and what the kernel holds back it holds
+// back.
 func (r *rig) write(dir string, content []byte, at int, data []byte) {
 	r.t.Helper()
-	f, err := os.OpenFile(filepath.Join(dir, DiskName), os.O_RDWR, 0)
+	vm := r.vms[dir]
+	if vm == nil {
+		var err error
+		vm, err = os.OpenFile(filepath.Join(dir, DiskName), os.O_RDWR, 0)
+		require.NoError(r.t, err)
+		r.vms[dir] = vm
+	}
+	_, err := vm.WriteAt(data, int64(at))
 	require.NoError(r.t, err)
-	_, err = f.WriteAt(data, int64(at))
-	require.NoError(r.t, err)
-	require.NoError(r.t, f.Close())
 	copy(content[at:], data)
+}
+
+// kill ends the machine.
+func (r *rig) kill(dir string) {
+	if vm := r.vms[dir]; vm != nil {
+		_ = vm.Close()
+		delete(r.vms, dir)
+	}
 }
 
 // act fails the test unless the act succeeds, twice.
@@ -151,6 +165,7 @@ func (r *rig) attach(dir string) {
 
 func (r *rig) detach(dir string) {
 	r.t.Helper()
+	r.kill(dir)
 	r.act("detach", func(ctx context.Context) error { return r.Detach(ctx, dir) })
 }
 
@@ -167,6 +182,7 @@ func (r *rig) link(dir, snapshot string) {
 func (r *rig) remove(dirs ...string) {
 	r.t.Helper()
 	for _, dir := range dirs {
+		r.kill(dir)
 		r.act("remove", func(ctx context.Context) error { return r.Remove(ctx, dir) })
 		left, err := os.ReadDir(dir)
 		require.NoError(r.t, err)

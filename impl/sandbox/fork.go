@@ -54,7 +54,7 @@ func (m *Manager) fork(ctx context.Context, s *owned, name string) ([]Stage, err
 	if err := s.canBeWritten("snapshotted", false); err != nil {
 		return nil, err
 	}
-	ctx, end := s.begin(ctx, actTimeout)
+	ctx, end := s.begin(ctx)
 	defer end()
 	w := m.newWriting(s, pauseKind{})
 	w.dir, w.to = m.namedNewDir(name), m.namedDir(name)
@@ -101,7 +101,7 @@ func SnapshotSteps() []step.Step {
 // keepPaused runs in the owner, for a sandbox that is paused: its snapshot gets another name.
 func (m *Manager) keepPaused(ctx context.Context, s *owned, name string) ([]Stage, error) {
 	s.stopMerge()
-	ctx, end := s.begin(ctx, actTimeout)
+	ctx, end := s.begin(ctx)
 	defer end()
 	from := m.path(s, snapshotName)
 	manifest, err := snapshot.Read(from)

@@ -178,10 +178,10 @@ func (s *owned) giveUp(change int) {
 // errGivenUp is why an act ends that a destroy or the agent's end has cut short.
 var errGivenUp = errors.New("it was given up")
 
-// begin is the context of one act: it ends with the caller's, when the act is given up, or after limit.
-func (s *owned) begin(ctx context.Context, limit time.Duration) (act context.Context, end func()) {
+// begin is the context of one act: it ends with the caller's, when the act is given up, or after actTimeout.
+func (s *owned) begin(ctx context.Context) (act context.Context, end func()) {
 	act, interrupt := context.WithCancelCause(context.WithoutCancel(ctx))
-	act, cancel := context.WithTimeout(act, limit)
+	act, cancel := context.WithTimeout(act, actTimeout)
 	stop := context.AfterFunc(ctx, func() { interrupt(context.Cause(ctx)) })
 	s.mu.Lock()
 	if s.interrupt = interrupt; s.ending > 0 {

@@ -83,7 +83,7 @@ func (m *Manager) pause(ctx context.Context, s *owned, kind pauseKind) ([]Stage,
 	if err := s.canBeWritten("paused", kind.forced); err != nil {
 		return nil, err
 	}
-	ctx, end := s.begin(ctx, actTimeout)
+	ctx, end := s.begin(ctx)
 	defer end()
 	w := m.newWriting(s, kind)
 	w.dir, w.to = m.path(s, newName), m.path(s, snapshotName)

@@ -6,7 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"os"
+	"path/filepath"
 	"time"
 
 	"wrenn/impl/snapshot"
@@ -59,7 +59,7 @@ func (m *Manager) resume(ctx context.Context, s *owned, filesOnly bool) ([]Stage
 	if err := m.readmit(s); err != nil {
 		return nil, err
 	}
-	ctx, end := s.begin(ctx, actTimeout)
+	ctx, end := s.begin(ctx)
 	defer end()
 	from := origin{dir: m.path(s, snapshotName), filesOnly: filesOnly}
 	var report BootReport
@@ -119,6 +119,8 @@ type origin struct {
 	shared bool
 	// filesOnly leaves its memory aside; it is also set where there is none.
 	filesOnly bool
+	// memory is where the VMM gets it from, once that is provided.
+	memory MemorySource
 }
 
 // restoreSteps make a machine of a snapshot in a sandbox that has its slot, up to users' processes that run.
@@ -129,6 +131,7 @@ func (m *Manager) restoreSteps(s *owned, from *origin, report *BootReport) []ste
 			s.hasDisk = true
 			return m.cfg.Disk.Restore(ctx, m.diskSpec(s), from.dir)
 		}},
+		{Name: "memory", Do: func(ctx context.Context) error { return m.provide(ctx, s, from) }},
 		{Name: "network", Do: func(ctx context.Context) error { return m.cfg.Network.Create(ctx, s.now.Slot, s.policy) }},
 		{Name: "vmm", Do: func(ctx context.Context) error { return m.restore(ctx, s, from) }},
 		{Name: "vcpus", Do: func(ctx context.Context) error { return m.unstop(ctx, s) }},
@@ -172,14 +175,12 @@ func (m *Manager) load(ctx context.Context, s *owned, from *origin) error {
 	return nil
 }
 
-// restore starts the machine: from memory, or by a boot. It puts the layers under the machine, which the next
-// diff lies on.
-func (m *Manager) restore(ctx context.Context, s *owned, from *origin) error {
+// provide puts the layers under the machine, which the next diff lies on, and makes ready what it is restored
+// from.
+func (m *Manager) provide(ctx context.Context, s *owned, from *origin) (err error) {
 	if from.filesOnly {
-		s.update(func(i *Info) { i.BootPath = Cold })
-		return m.boot(ctx, s)
+		return nil
 	}
-	s.update(func(i *Info) { i.BootPath = Restored })
 	chain := m.path(s, chainName)
 	if err := snapshot.Create(chain); err != nil {
 		return err
@@ -187,16 +188,23 @@ func (m *Manager) restore(ctx context.Context, s *owned, from *origin) error {
 	if err := snapshot.LinkLayers(from.dir, chain, s.source.Layers); err != nil {
 		return err
 	}
-	memory, err := m.cfg.Memory.Provide(ctx, MemoryUse{
+	from.memory, err = m.cfg.Memory.Provide(ctx, MemoryUse{
 		ID: s.now.ID, Dir: m.dir(s.now.ID), From: from.dir, Layers: s.source.Layers, Shared: from.shared,
 	})
-	if err != nil {
-		return err
+	return err
+}
+
+// restore starts the machine: from memory, or by a boot.
+func (m *Manager) restore(ctx context.Context, s *owned, from *origin) error {
+	if from.filesOnly {
+		s.update(func(i *Info) { i.BootPath = Cold })
+		return m.boot(ctx, s)
 	}
+	s.update(func(i *Info) { i.BootPath = Restored })
 	s.stopped, s.frozen = true, true
 	machine, err := m.cfg.VMM.Restore(ctx, RestoreSpec{
 		ID: s.now.ID, Dir: m.dir(s.now.ID), Slot: s.now.Slot, MemoryMiB: s.now.MemoryMiB,
-		StatePath: from.dir + string(os.PathSeparator) + snapshot.StateName, Memory: memory, Limits: s.now.Limits,
+		StatePath: filepath.Join(from.dir, snapshot.StateName), Memory: from.memory, Limits: s.now.Limits,
 	})
 	if machine != nil {
 		s.machine = machine // also beside an error: it may still run

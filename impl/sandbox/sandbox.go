@@ -2,10 +2,14 @@
 // owns all sandboxes of one host. It knows no kernel object; it says what it needs of a network, a
 // disk, a VMM and a guest, and package agent wires real ones in.
 //
-// One goroutine owns one sandbox. It performs the sandbox's create, waits for its end (destroy, its
-// deadline, or the death of its VMM) and tears it down, so that these can never overlap. Before the
-// kernel is touched the journal in the sandbox's directory says what is about to be done, so that a
-// later life of the agent can finish or undo it.
+// One goroutine owns one sandbox. It performs the sandbox's create, its pauses, resumes and snapshots,
+// waits for its end (destroy, its deadline, or the death of its VMM) and tears it down, so that these can
+// never overlap. Before the kernel is touched the journal in the sandbox's directory says what is about
+// to be done, so that a later life of the agent can finish or undo it.
+//
+// A pause is undone up to the rename that commits its snapshot, and finished after it. A resume that fails,
+// or that a later life finds half done, ends as a pause does, with the snapshot as it was. A sandbox whose
+// machine dies has failed and is never taken back to an older snapshot, since it has moved on from that.
 package sandbox
 
 import (

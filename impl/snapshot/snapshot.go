@@ -58,6 +58,7 @@ func isLayerData(name string) bool {
 
 // isCache tells the files that are not part of a snapshot though they lie beside it.
 func isCache(name string) bool {
+	name = strings.TrimPrefix(name, ".") // what a page server was writing when it was killed
 	return strings.HasPrefix(name, FlatName) || strings.HasPrefix(name, WorkingSetName)
 }
 

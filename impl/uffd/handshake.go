@@ -46,11 +46,15 @@ type wireRegion struct {
 type vmm struct {
 	pid     int
 	pidfd   int
+	conn    *net.UnixConn // nil in tests
 	memory  memory
 	regions []region
 }
 
 func (v *vmm) close() {
+	if v.conn != nil {
+		_ = v.conn.Close()
+	}
 	_ = unix.Close(v.pidfd)
 	if v.memory.fd >= 0 {
 		_ = unix.Close(v.memory.fd)

@@ -156,8 +156,12 @@ func await(ctx context.Context, cfg Config, size int64) (_ *vmm, err error) {
 		}
 		v, err := receive(ctx, conn, size)
 		// Firecracker says nothing more, and versions differ in whether they keep their end: the pidfd tells
-		// its end.
-		_ = conn.Close()
+		// its end. Ours stays open, because a VMM may take its end for the server's.
+		if v != nil {
+			v.conn = conn
+		} else {
+			_ = conn.Close()
+		}
 		if !errors.Is(err, errNothing) {
 			return v, err
 		}

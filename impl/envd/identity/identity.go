@@ -33,7 +33,8 @@ func AddEntropy(raw []byte) error {
 	binary.NativeEndian.PutUint32(info, uint32(len(raw)*8))
 	binary.NativeEndian.PutUint32(info[4:], uint32(len(raw)))
 	info = append(info, raw...)
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.RNDADDENTROPY, uintptr(unsafe.Pointer(&info[0]))); errno != 0 {
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.RNDADDENTROPY, uintptr(unsafe.Pointer(&info[0]))) //nolint:gosec // the kernel wants the address
+	if errno != 0 {
 		return fmt.Errorf("add entropy: %w", errno)
 	}
 	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), rndReseedCRNG, 0); errno != 0 {

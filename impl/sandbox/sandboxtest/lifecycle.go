@@ -40,12 +40,22 @@ type Ground struct {
 	Patience time.Duration
 }
 
+// part is one test of the suite.
+type part struct {
+	name string
+	run  func(t *testing.T, g *suite)
+}
+
+// pauses are those of the tests that put a machine away and bring it back.
+var pauses = []part{
+	{"pause and resume", testPauseResume},
+	{"a paused one survives the agent", testPausedSurvives},
+	{"snapshots become templates", testSnapshots},
+}
+
 // Lifecycle runs the suite; newGround is called once per test and registers its own clean-up.
 func Lifecycle(t *testing.T, newGround func(t *testing.T) Ground) {
-	for _, c := range []struct {
-		name string
-		run  func(t *testing.T, g *suite)
-	}{
+	runAll(t, newGround, append([]part{
 		{"create, get, list, destroy", testCreateDestroy},
 		{"a deadline reaps", testDeadline},
 		{"one id twice", testDuplicate},
@@ -55,22 +65,26 @@ func Lifecycle(t *testing.T, newGround func(t *testing.T) Ground) {
 		{"a machine that ends by itself", testCrash},
 		{"a new life adopts", testAdopt},
 		{"refusals", testRefusals},
-		{"pause and resume", testPauseResume},
-		{"a paused one survives the agent", testPausedSurvives},
 		{"a pause of files alone", testFilesOnly},
-		{"snapshots become templates", testSnapshots},
 		{"a snapshot of a paused one", testSnapshotOfPaused},
 		{"pause at the deadline", testPauseAtDeadline},
 		{"pause, resume and destroy at once", testAtOnce},
 		{"a damaged snapshot is refused", testDamaged},
 		{"refusals of pauses and snapshots", testPauseRefusals},
-	} {
-		t.Run(c.name, func(t *testing.T) {
+	}, pauses...))
+}
+
+// Pauses runs the part of the suite that a way of keeping memory or disks can fail.
+func Pauses(t *testing.T, newGround func(t *testing.T) Ground) { runAll(t, newGround, pauses) }
+
+func runAll(t *testing.T, newGround func(t *testing.T) Ground, parts []part) {
+	for _, p := range parts {
+		t.Run(p.name, func(t *testing.T) {
 			g := newGround(t)
 			s := &suite{Ground: g, before: g.Census(t)}
 			s.start(t)
 			t.Cleanup(func() { s.finish(t) })
-			c.run(t, s)
+			p.run(t, s)
 		})
 	}
 }
