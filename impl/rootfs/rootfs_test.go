@@ -145,6 +145,7 @@ func TestDisksOfAnEarlierLifeAreNotTrusted(t *testing.T) {
 		return found
 	}
 	require.Eventually(t, func() bool { return len(glob()) == 1 }, 20*time.Second, 5*time.Millisecond)
+	s.wg.Wait() // an earlier life makes nothing any more
 	torn := glob()[0]
 	require.NoError(t, os.Truncate(torn, 0)) // what a crash of the host may leave
 	next, err := NewStore(s.cfg)
