@@ -111,6 +111,7 @@ func (e *edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	proxy := e.bulk
 	if to.port == EnvdPort {
 		proxy = e.streams
+		transport.PreferLatency(r)
 	}
 	ctx := context.WithValue(r.Context(), routedKey{}, routed{to: to, target: target})
 	pass(proxy, w, r.WithContext(ctx))

@@ -131,6 +131,9 @@ func (h *Host) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		a.write(w, r)
 		return
 	}
+	if to.port == EnvdPort {
+		transport.PreferLatency(r)
+	}
 	proxy := g.proxy(to.port, r.Host, func() *httputil.ReverseProxy { return h.newProxy(g, to) })
 	pass(proxy, w, r)
 }
