@@ -67,11 +67,12 @@ var rules = []rule{
 
 	// The control plane knows agents by their wire alone.
 	{"impl/agentclient", []string{"impl/transport", "proto/gen/..."}, "the control plane's view of agents"},
+	{"impl/session", []string{"impl/envdclient"}, "joins a WebSocket to a guest's daemon; whose, and who may, is for its caller"},
 	{"impl/store", []string{"impl/internal/..."}, "the control plane's memory"},
 	{"impl/store/storetest", []string{"impl/store"}, "the suite that each database passes"},
 	{"impl/controlplane", []string{
-		"impl/agentclient", "impl/store", "impl/portproxy", "impl/transport", "impl/safename", "impl/egress", "proto", "proto/gen/...",
-	}, "knows agents by their wire alone"},
+		"impl/agentclient", "impl/store", "impl/portproxy", "impl/session", "impl/envdclient", "impl/transport", "impl/safename", "impl/egress", "proto", "proto/gen/...",
+	}, "knows agents by their wire alone, and guests by their daemon's"},
 
 	// Clients and programs.
 	{"impl/apiclient", nil, "speaks the public REST and nothing else"},

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"wrenn/impl/agentclient"
+	"wrenn/impl/session"
 )
 
 // Defaults of Config.
@@ -41,6 +42,8 @@ type Config struct {
 	Agents []agentclient.Config
 	// ReconcileInterval is the pause between two comparisons of store and agents; 0 means the default.
 	ReconcileInterval time.Duration
+	// Sessions are the times of terminals and programs by WebSocket; zero means the defaults.
+	Sessions session.Clocks
 	// Ready, if set, is called once both listeners accept connections.
 	Ready  func(Addresses)
 	Logger *slog.Logger

@@ -77,10 +77,10 @@ func (s *server) run(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("listen for the sandbox proxy: %w", err), api.Close())
 	}
-	bulk, streams := transport.NewProxyTransport(), transport.NewStreamTransport()
+	bulk := transport.NewProxyTransport()
 	defer bulk.CloseIdleConnections()
-	defer streams.CloseIdleConnections()
-	edge := portproxy.NewEdge(portproxy.EdgeConfig{Lookup: s.lookup, Bulk: bulk, Streams: streams, Logger: s.cfg.Logger})
+	defer s.streams.CloseIdleConnections()
+	edge := portproxy.NewEdge(portproxy.EdgeConfig{Lookup: s.lookup, Bulk: bulk, Streams: s.streams, Logger: s.cfg.Logger})
 
 	// Connections to sandboxes hang on ctx, so that tunnels end with it; API calls outlive it for the grace.
 	apiServer := s.httpServer(context.WithoutCancel(ctx), s, transport.API)
@@ -88,6 +88,7 @@ func (s *server) run(ctx context.Context) error {
 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	s.life = ctx
 	var wg sync.WaitGroup
 	wg.Go(func() { cancel(serve(apiServer, api)) })
 	wg.Go(func() { cancel(serve(proxyServer, proxy)) })
@@ -105,6 +106,7 @@ func (s *server) run(ctx context.Context) error {
 	}
 	err = errors.Join(failure, proxyServer.Close(), shutdown(apiServer))
 	wg.Wait()
+	s.sessions.Wait() // a server forgets a connection that has become a WebSocket
 	s.cfg.Logger.Info("control plane ended")
 	return err
 }

@@ -3,7 +3,6 @@ package portproxy
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -77,7 +76,7 @@ func (e *edge) newProxy(rt http.RoundTripper) *httputil.ReverseProxy {
 func rewriteAtEdge(pr *httputil.ProxyRequest) {
 	to := pr.In.Context().Value(routedKey{}).(routed)
 	dropPrivate(pr.Out.Header)
-	setTarget(pr, *to.target.URL, fmt.Sprintf("%s%s/%d%s", pathPrefix, to.to.id, to.to.port, rawTarget(pr.In)))
+	setTarget(pr, *to.target.URL, Path(to.to.id, to.to.port)+rawTarget(pr.In))
 	pr.Out.Header.Set(transport.AgentTokenHeader, to.target.Token)
 	pr.Out.Header.Set("X-Forwarded-Host", pr.In.Host)
 	if ip, _, err := net.SplitHostPort(pr.In.RemoteAddr); err == nil {
