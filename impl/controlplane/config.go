@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"time"
 
 	"wrenn/impl/agentclient"
@@ -47,6 +48,9 @@ type Config struct {
 	// Ready, if set, is called once both listeners accept connections.
 	Ready  func(Addresses)
 	Logger *slog.Logger
+
+	// tune changes each server and transport before its first use; for tests that shorten their clocks.
+	tune func(*http.Server, *http.Transport)
 }
 
 // Addresses are where a running control plane listens, as host:port.

@@ -78,6 +78,10 @@ func (s *server) run(ctx context.Context) error {
 		return errors.Join(fmt.Errorf("listen for the sandbox proxy: %w", err), api.Close())
 	}
 	bulk := transport.NewProxyTransport()
+	if s.cfg.tune != nil {
+		s.cfg.tune(nil, bulk)
+		s.cfg.tune(nil, s.streams)
+	}
 	defer bulk.CloseIdleConnections()
 	defer s.streams.CloseIdleConnections()
 	edge := portproxy.NewEdge(portproxy.EdgeConfig{Lookup: s.lookup, Bulk: bulk, Streams: s.streams, Logger: s.cfg.Logger})
@@ -115,6 +119,9 @@ func (s *server) httpServer(ctx context.Context, h http.Handler, kind transport.
 	srv := transport.NewServer(h, kind)
 	srv.BaseContext = func(net.Listener) context.Context { return ctx }
 	srv.ErrorLog = slog.NewLogLogger(s.cfg.Logger.Handler(), slog.LevelDebug)
+	if s.cfg.tune != nil {
+		s.cfg.tune(srv, nil)
+	}
 	return srv
 }
 
