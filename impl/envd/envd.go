@@ -64,6 +64,8 @@ type Config struct {
 	Log          *slog.Logger
 	// Listening, if not nil, is called with the address once the daemon accepts connections.
 	Listening func(net.Addr)
+
+	tune func(*http.Server) // changes the server before its first use; for tests that shorten its clocks
 }
 
 // Run serves until ctx ends, then kills the processes that it started.
@@ -80,6 +82,9 @@ func Run(ctx context.Context, c Config) error {
 	}
 	d.listening = bootSeconds()
 	srv := newServer(d.routes(), c.Log)
+	if c.tune != nil {
+		c.tune(srv)
+	}
 	failed := make(chan error, 1)
 	go func() { failed <- srv.Serve(l) }()
 	defer forwardPorts(ctx, c, l.Addr())()
