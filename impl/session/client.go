@@ -25,7 +25,7 @@ func (s *session) open(ctx context.Context) (kill bool, err error) {
 	})
 	kind, data, err := s.conn.Read(ctx)
 	if !late.Stop() || err != nil {
-		return false, errors.New("no first message")
+		return false, clientGone("has said nothing")
 	}
 	if kind != websocket.MessageText {
 		return false, forbidden("the first message must be text, of type start or attach")
@@ -45,10 +45,10 @@ func (s *session) open(ctx context.Context) (kill bool, err error) {
 	}
 	switch {
 	case errors.Is(err, envdclient.ErrRefused):
-		return false, ending{CloseRefused, err.Error()}
+		return false, ending{code: CloseRefused, reason: err.Error()}
 	case err != nil:
 		s.cfg.Logger.WarnContext(ctx, "a program could not be reached", "error", err)
-		return false, ending{CloseLost, "the sandbox does not answer"}
+		return false, ending{code: CloseLost, reason: "the sandbox does not answer"}
 	}
 	return r.Kill, nil
 }
@@ -81,7 +81,7 @@ func (s *session) readClient(ctx context.Context) error {
 	for {
 		kind, data, err := s.conn.Read(reading)
 		if err != nil {
-			return ending{websocket.StatusGoingAway, "the client has gone"}
+			return clientGone("has gone")
 		}
 		if kind == websocket.MessageBinary {
 			err = s.takeInput(ctx, data)
@@ -153,5 +153,5 @@ func (s *session) called(err error) error {
 	if err == nil || errors.Is(err, envdclient.ErrNoInput) {
 		return nil
 	}
-	return ending{CloseLost, "the way to the program broke"}
+	return ending{code: CloseLost, reason: "the way to the program broke"}
 }

@@ -6,8 +6,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/coder/websocket"
-
 	"wrenn/impl/envdclient"
 )
 
@@ -116,7 +114,7 @@ func (s *session) feed(ctx context.Context) error {
 			if ctx.Err() != nil {
 				return nil
 			}
-			return ending{CloseLost, "the way to the program broke, and input with it"}
+			return ending{code: CloseLost, reason: "the way to the program broke, and input with it"}
 		}
 		if !ok {
 			return nil
@@ -139,7 +137,7 @@ func (s *session) probe(ctx context.Context) error {
 		err := s.conn.Ping(answer)
 		cancel()
 		if err != nil && ctx.Err() == nil && len(s.out) == 0 && !s.input.isFull() {
-			return ending{websocket.StatusGoingAway, "the client does not answer"}
+			return clientGone("does not answer")
 		}
 	}
 }

@@ -84,7 +84,7 @@ func messageOf(ev envdclient.Event, terminal bool) message {
 
 // forbidden is the ending of a client that does what the protocol forbids.
 func forbidden(format string, args ...any) error {
-	return ending{websocket.StatusPolicyViolation, short(fmt.Sprintf(format, args...))}
+	return ending{code: websocket.StatusPolicyViolation, reason: short(fmt.Sprintf(format, args...))}
 }
 
 // parse reads a text message. Unknown fields are refused, as everywhere in the API.

@@ -142,20 +142,28 @@ type message struct {
 type ending struct {
 	code   websocket.StatusCode
 	reason string
+	gone   bool // nobody is there to be told
 }
 
-var tooSlow = ending{CloseTooSlow, "the output was not read fast enough; attach again"}
+var (
+	tooSlow = ending{code: CloseTooSlow, reason: "the output was not read fast enough; attach again"}
+	leaving = ending{code: websocket.StatusGoingAway, reason: "Wrenn's control plane ends; attach again when it is back"}
+)
+
+func clientGone(how string) ending {
+	return ending{code: websocket.StatusGoingAway, reason: "the client " + how, gone: true}
+}
 
 // Error makes an ending a cause.
 func (e ending) Error() string { return e.reason }
 
-// endingOf finds the ending in err; what is none means that the client has gone.
+// endingOf finds the ending in err; what is none is the end of the context that Serve was given.
 func endingOf(err error) ending {
 	var e ending
 	if errors.As(err, &e) {
 		return e
 	}
-	return ending{websocket.StatusGoingAway, "the connection ends"}
+	return leaving
 }
 
 func (s *session) run(ctx context.Context) ending {
@@ -167,7 +175,7 @@ func (s *session) run(ctx context.Context) ending {
 	}
 	defer s.program.Close() //nolint:errcheck // its stream ends one way or another
 	if err := s.send(ctx, control("started", func(c *reply) { c.PID = s.program.PID })); err != nil {
-		return endingOf(err)
+		return clientGone("has gone")
 	}
 	var parts sync.WaitGroup
 	parts.Go(func() { s.readProgram(ctx) })
@@ -192,8 +200,12 @@ func (s *session) run(ctx context.Context) ending {
 
 // refused tells the client why nothing was started.
 func (s *session) refused(ctx context.Context, end ending) ending {
+	if end.gone {
+		return end
+	}
 	_ = s.send(ctx, control("error", func(c *reply) { c.Message = end.reason }))
-	return ending{end.code, short(end.reason)}
+	end.reason = short(end.reason)
+	return end
 }
 
 // kill ends the program of a client that wanted it so.

@@ -26,11 +26,11 @@ func (s *session) relay(ctx context.Context) ending {
 		ev, err := s.program.Next()
 		switch {
 		case errors.Is(err, io.EOF):
-			return ending{websocket.StatusNormalClosure, "the program has ended"}
+			return ending{code: websocket.StatusNormalClosure, reason: "the program has ended"}
 		case errors.Is(err, envdclient.ErrTooSlow):
 			return tooSlow
 		case err != nil:
-			return ending{CloseLost, "the way to the program broke"}
+			return ending{code: CloseLost, reason: "the way to the program broke"}
 		case ev.Kind == envdclient.Alive:
 			continue
 		}
@@ -69,14 +69,14 @@ func (s *session) write(ctx context.Context) ending {
 	defer stop()
 	defer s.deadline.start(stop)()
 	defer context.AfterFunc(ctx, func() {
-		if endingOf(context.Cause(ctx)).code == websocket.StatusGoingAway {
-			stop() // nobody is there
+		if endingOf(context.Cause(ctx)).gone {
+			stop()
 		} else {
 			s.deadline.run(s.clocks.Farewell, false)
 		}
 	})()
 	end := s.writeQueue(ctx, sending)
-	if end.code != websocket.StatusNormalClosure && sending.Err() == nil {
+	if end.code != websocket.StatusNormalClosure && !end.gone {
 		m := control("error", func(r *reply) { r.Message = end.reason })
 		_ = s.conn.Write(sending, m.kind, m.data) // the close frame says the same
 	}
@@ -92,6 +92,9 @@ func (s *session) writeQueue(ctx, sending context.Context) ending {
 		case <-s.pongs:
 			m = control("pong", nil)
 		case queued, ok := <-s.out:
+			if !ok && ctx.Err() != nil {
+				return endingOf(context.Cause(ctx)) // which has broken the way to the program
+			}
 			if !ok {
 				return s.last
 			}
@@ -102,7 +105,7 @@ func (s *session) writeQueue(ctx, sending context.Context) ending {
 			if s.deadline.isOver() {
 				return tooSlow
 			}
-			return ending{websocket.StatusGoingAway, "the client has gone"}
+			return clientGone("has gone")
 		}
 		s.deadline.progress(s.clocks.Farewell)
 	}
