@@ -3,6 +3,8 @@ package session
 import (
 	"context"
 	"errors"
+	"io"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -79,7 +81,11 @@ func (s *session) readClient(ctx context.Context) error {
 	// The end of a Read's context tears the connection; its close frees the reader.
 	reading := context.WithoutCancel(ctx)
 	for {
-		kind, data, err := s.conn.Read(reading)
+		kind, r, err := s.conn.Reader(reading)
+		if err != nil {
+			return clientGone("has gone")
+		}
+		data, err := io.ReadAll(&listening{r, &s.heard})
 		if err != nil {
 			return clientGone("has gone")
 		}
@@ -92,6 +98,22 @@ func (s *session) readClient(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// listening notes when something was heard: a large message on a slow link is a sign of life long before its
+// end, and a probe's answer has to wait behind it.
+type listening struct {
+	io.Reader
+	heard *atomic.Int64 // nanoseconds since the epoch
+}
+
+// Read reads and notes.
+func (l *listening) Read(p []byte) (int, error) {
+	n, err := l.Reader.Read(p)
+	if n > 0 {
+		l.heard.Store(time.Now().UnixNano())
+	}
+	return n, err
 }
 
 // takeInput passes input on, waiting for the program where it has been sent much.

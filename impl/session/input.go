@@ -130,14 +130,21 @@ func (s *session) probe(ctx context.Context) error {
 			return nil
 		case <-time.After(s.clocks.Ping):
 		}
-		if len(s.out) > 0 || s.input.isFull() {
-			continue // it is written to, or not read by us: other bounds hold
+		if s.isBusy() {
+			continue
 		}
 		answer, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.clocks.Ping)
 		err := s.conn.Ping(answer)
 		cancel()
-		if err != nil && ctx.Err() == nil && len(s.out) == 0 && !s.input.isFull() {
+		if err != nil && ctx.Err() == nil && !s.isBusy() {
 			return clientGone("does not answer")
 		}
 	}
+}
+
+// isBusy says that the connection needs no probe: it is written to (and other bounds hold), it is not read
+// because the program takes no input, or the client was heard lately.
+func (s *session) isBusy() bool {
+	heard := time.Since(time.Unix(0, s.heard.Load())) < s.clocks.Ping
+	return heard || len(s.out) > 0 || s.input.isFull()
 }

@@ -20,6 +20,7 @@ import (
 	"log/slog"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -127,6 +128,7 @@ type session struct {
 	pongs    chan struct{}
 	deadline deadline
 	input    *input
+	heard    atomic.Int64 // when the client last sent something, in nanoseconds since the epoch
 
 	program  *envdclient.Program
 	readOnly bool

@@ -23,7 +23,7 @@ import (
 const (
 	// busy and calm are the pauses between two scans: busy while there are forwards or the listeners have
 	// changed lately, so that a port that was closed is free again soon; calm otherwise, since each scan
-	// wakes a sleeping guest. Both are within the second in which a port must be noticed.
+	// wakes a sleeping guest. Both, and slow, are within the second in which a port must be noticed.
 	busy = 200 * time.Millisecond
 	calm = 500 * time.Millisecond
 	// confirm is the pause after a scan that has missed a forward's target: long enough for another moment,
@@ -31,8 +31,12 @@ const (
 	confirm = 20 * time.Millisecond
 	// lately is how long after a change scans stay frequent: a dev server opens its ports one by one.
 	lately = 10 * time.Second
-	// share bounds what scans cost: the pause is this many times the scan's duration, calm at most.
+	// share bounds what scans cost: the pause is this many times the scan's duration, up to slow. On a real
+	// processor a scan takes 0.1 ms; where the guest's is emulated it takes tens, and would eat it up.
 	share = 50
+	slow  = 800 * time.Millisecond
+	// addressesKept is how long the guest's addresses are taken to be the same: asking costs as much as a scan.
+	addressesKept = 2 * time.Second
 	// maxForwards bounds the forwards, and with them descriptors: more ports are not forwarded.
 	maxForwards = 1024
 	// maxMissed: a listener is gone when this many scans in a row have not seen it. A dump of sockets is
@@ -69,6 +73,9 @@ type Watcher struct {
 	full    bool // the bound on forwards was met
 	changed time.Time
 	last    []listener
+
+	known   []netip.Addr
+	knownAt time.Time
 }
 
 // New returns a Watcher that does nothing yet.
@@ -109,10 +116,11 @@ func (w *Watcher) pause(took time.Duration) time.Duration {
 			return max(confirm, took)
 		}
 	}
+	least := busy
 	if len(w.forwards) == 0 && time.Since(w.changed) > lately {
-		return calm
+		least = calm
 	}
-	return min(max(busy, share*took), calm)
+	return max(least, min(share*took, slow))
 }
 
 // step brings the forwards in step with one scan. A scan that fails says nothing, so it changes nothing.
@@ -207,6 +215,9 @@ func (w *Watcher) addresses() ([]netip.Addr, error) {
 	if w.cfg.Addresses != nil {
 		return w.cfg.Addresses()
 	}
+	if time.Since(w.knownAt) < addressesKept {
+		return w.known, nil
+	}
 	all, err := net.InterfaceAddrs()
 	if err != nil {
 		return nil, err
@@ -223,5 +234,6 @@ func (w *Watcher) addresses() ([]netip.Addr, error) {
 		}
 		out = append(out, addr)
 	}
+	w.known, w.knownAt = out, time.Now()
 	return out, nil
 }
