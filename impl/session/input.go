@@ -111,9 +111,7 @@ func (s *session) feed(ctx context.Context) error {
 			err = s.program.CloseInput(ctx)
 		}
 		if err != nil && !errors.Is(err, envdclient.ErrNoInput) {
-			if ctx.Err() != nil {
-				return nil
-			}
+			// Where ctx has ended already, its reason is the one that counts.
 			return ending{code: CloseLost, reason: "the way to the program broke, and input with it"}
 		}
 		if !ok {

@@ -148,8 +148,8 @@ type ending struct {
 }
 
 var (
-	tooSlow = ending{code: CloseTooSlow, reason: "the output was not read fast enough; attach again"}
-	leaving = ending{code: websocket.StatusGoingAway, reason: "Wrenn's control plane ends; attach again when it is back"}
+	errTooSlow = ending{code: CloseTooSlow, reason: "the output was not read fast enough; attach again"}
+	errLeaving = ending{code: websocket.StatusGoingAway, reason: "Wrenn's control plane ends; attach again when it is back"}
 )
 
 func clientGone(how string) ending {
@@ -165,7 +165,7 @@ func endingOf(err error) ending {
 	if errors.As(err, &e) {
 		return e
 	}
-	return leaving
+	return errLeaving
 }
 
 func (s *session) run(ctx context.Context) ending {

@@ -18,7 +18,7 @@ func (s *session) readProgram(ctx context.Context) {
 	s.last = s.relay(ctx)
 	close(s.out)
 	// From here on the writer may be in the middle of a write that takes for ever.
-	s.deadline.run(s.clocks.Farewell, s.last != tooSlow)
+	s.deadline.run(s.clocks.Farewell, s.last != errTooSlow)
 }
 
 func (s *session) relay(ctx context.Context) ending {
@@ -28,14 +28,14 @@ func (s *session) relay(ctx context.Context) ending {
 		case errors.Is(err, io.EOF):
 			return ending{code: websocket.StatusNormalClosure, reason: "the program has ended"}
 		case errors.Is(err, envdclient.ErrTooSlow):
-			return tooSlow
+			return errTooSlow
 		case err != nil:
 			return ending{code: CloseLost, reason: "the way to the program broke"}
 		case ev.Kind == envdclient.Alive:
 			continue
 		}
 		if !s.queue(ctx, messageOf(ev, s.cfg.Terminal)) {
-			return tooSlow
+			return errTooSlow
 		}
 	}
 }
@@ -103,7 +103,7 @@ func (s *session) writeQueue(ctx, sending context.Context) ending {
 		if err := s.conn.Write(sending, m.kind, m.data); err != nil {
 			// The viewer has gone, or has had its time.
 			if s.deadline.isOver() {
-				return tooSlow
+				return errTooSlow
 			}
 			return clientGone("has gone")
 		}

@@ -146,6 +146,29 @@ func TestP10_AFailedScanChangesNothing(t *testing.T) {
 	refuses(t, outside, port)
 }
 
+// TestP10_AForwardStays: a forward is a listener, too, which scans see.
+func TestP10_AForwardStays(t *testing.T) {
+	need.Root(t)
+	_, port := echo(t, "inner", "127.0.0.1:0")
+	w := New(Config{Logger: slog.New(slog.DiscardHandler)})
+	ctx, cancel := context.WithCancel(t.Context())
+	s := &scanner{}
+	defer s.close()
+	w.step(ctx, s.scan)
+	at := netip.AddrPortFrom(netip.MustParseAddr(outside), port)
+	first := w.forwards[at]
+	require.NotNil(t, first)
+	for range 2 * maxMissed {
+		w.step(ctx, s.scan)
+		require.Same(t, first, w.forwards[at])
+	}
+	cancel()
+	for at := range w.forwards {
+		w.drop(at)
+	}
+	w.group.Wait()
+}
+
 // TestP10_OneScanThatMissesAListenerChangesNothing: a dump of sockets is not taken at one moment.
 func TestP10_OneScanThatMissesAListenerChangesNothing(t *testing.T) {
 	need.Root(t)
@@ -182,7 +205,7 @@ func TestP10_HalfClosesAndResetsPassThrough(t *testing.T) {
 	pair := func() (client, server *net.TCPConn) {
 		t.Helper()
 		require.Eventually(t, func() bool {
-			c, err := net.Dial("tcp", fmt.Sprintf("%s:%d", outside, port))
+			c, err := net.Dial("tcp", net.JoinHostPort(outside, strconv.Itoa(int(port))))
 			if err != nil {
 				return false
 			}
@@ -254,7 +277,7 @@ func TestP10_ConnectionsAreBounded(t *testing.T) {
 		}
 	}()
 	served := func() bool {
-		c, err := net.Dial("tcp", fmt.Sprintf("%s:%d", outside, port))
+		c, err := net.Dial("tcp", net.JoinHostPort(outside, strconv.Itoa(int(port))))
 		if err != nil {
 			return false // reset before the dial had returned
 		}
