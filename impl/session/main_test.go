@@ -38,13 +38,19 @@ type door struct {
 
 func open(t *testing.T, clocks Clocks) *door {
 	t.Helper()
+	return openWith(t, clocks, clocks.Patience)
+}
+
+// openWith gives the daemon another patience than the sessions.
+func openWith(t *testing.T, clocks Clocks, patience time.Duration) *door {
+	t.Helper()
 	addr := make(chan net.Addr, 1)
 	over := make(chan error, 1)
 	life, end := context.WithCancel(context.WithoutCancel(t.Context()))
 	guestLife, endGuest := context.WithCancel(context.WithoutCancel(t.Context()))
 	go func() {
 		over <- envd.Run(guestLife, envd.Config{
-			Addr: "127.0.0.1:0", Log: slog.New(slog.DiscardHandler), Listening: func(a net.Addr) { addr <- a }, ReadPatience: clocks.Patience,
+			Addr: "127.0.0.1:0", Log: slog.New(slog.DiscardHandler), Listening: func(a net.Addr) { addr <- a }, ReadPatience: patience,
 		})
 	}()
 	tr := transport.NewStreamTransport()

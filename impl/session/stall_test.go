@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -43,6 +44,24 @@ func TestT05_AStalledViewerIsCutOffAlone(t *testing.T) {
 			live.input("\n")
 			live.exits(0)
 		})
+	}
+}
+
+// TestT05_NothingIsDroppedSilently has a viewer stall for a while, with a daemon that is patient: what it gets is
+// the beginning of the output, without a gap, and then the reason.
+func TestT05_NothingIsDroppedSilently(t *testing.T) {
+	const patience = 200 * time.Millisecond
+	d := openWith(t, Clocks{Patience: patience, Farewell: wait}, wait)
+	v := d.start("/exec", `{"type":"start","cmd":"seq","args":["1","9000000"],"kill":true}`)
+	time.Sleep(10 * patience)
+	v.fails(CloseTooSlow)
+	got := v.seen.String()
+	require.NotEmpty(t, got)
+	lines := strings.Split(got, "\n")
+	for i, line := range lines[:len(lines)-1] {
+		if line != strconv.Itoa(i+1) {
+			require.Fail(t, "a gap", "line %d is %q", i+1, line)
+		}
 	}
 }
 
