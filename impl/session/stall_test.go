@@ -15,6 +15,8 @@ import (
 	"github.com/coder/websocket"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"wrenn/impl/envdclient"
 )
 
 // TestT05_AStalledViewerIsCutOffAlone has one viewer stall while the program prints far more than all queues
@@ -73,7 +75,8 @@ func TestT05_AViewerThatStaysStalledIsGone(t *testing.T) {
 	require.NoError(t, err)
 	for ended := false; !ended; { // the killing connection is over when the program is
 		ev, err := watch.Next()
-		ended = err != nil || ev.Exit.Status != ""
+		require.NoError(t, err)
+		ended = ev.Kind == envdclient.Ended
 	}
 	require.NoError(t, watch.Close())
 	n := 0
