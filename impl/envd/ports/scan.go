@@ -118,6 +118,6 @@ func parseDiag(data []byte) (listener, error) {
 	}
 	return listener{
 		at:    netip.AddrPortFrom(addr, binary.BigEndian.Uint16(data[4:])),
-		inode: uint64(binary.NativeEndian.Uint32(data[inode:size])),
+		inode: uint64(binary.NativeEndian.Uint32(data[inode:])), //nolint:gosec // the length was checked
 	}, nil
 }
