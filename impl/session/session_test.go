@@ -13,6 +13,8 @@ import (
 	"github.com/coder/websocket"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"wrenn/impl/envdclient"
 )
 
 const cat = `{"type":"start","cmd":"sh","args":["-c","stty raw -echo; echo ready; exec cat"]}`
@@ -169,11 +171,15 @@ func TestG02_AKillingConnection(t *testing.T) {
 		require.NoError(t, v.conn.CloseNow())
 		watch, err := d.guest.Attach(v.ctx, v.pid, false)
 		require.NoError(t, err)
-		ended := make(chan struct{})
-		go func() { defer close(ended); _, _ = watch.Next() }()
+		ended := make(chan bool, 1)
+		go func() {
+			ev, err := watch.Next()
+			ended <- err == nil && ev.Kind == envdclient.Ended
+		}()
 		select {
-		case <-ended:
-			assert.True(t, kill, "the program ended with its client")
+		case really := <-ended:
+			assert.True(t, kill && really, "kill %v, the program ended: %v", kill, really)
+			ended <- really
 		case <-time.After(map[bool]time.Duration{true: wait, false: 300 * time.Millisecond}[kill]):
 			assert.False(t, kill, "the program outlives its client")
 		}
