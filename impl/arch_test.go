@@ -73,11 +73,12 @@ var rules = []rule{
 
 	// The control plane knows agents by their wire alone.
 	{"impl/agentclient", []string{"impl/transport", "proto/gen/..."}, "the control plane's view of agents"},
+	{"impl/session", []string{"impl/envdclient"}, "joins a WebSocket to a guest's daemon; whose, and who may, is for its caller"},
 	{"impl/store", []string{"impl/internal/..."}, "the control plane's memory"},
 	{"impl/store/storetest", []string{"impl/store"}, "the suite that each database passes"},
 	{"impl/controlplane", []string{
-		"impl/agentclient", "impl/store", "impl/portproxy", "impl/transport", "impl/safename", "impl/egress", "proto", "proto/gen/...",
-	}, "knows agents by their wire alone"},
+		"impl/agentclient", "impl/store", "impl/portproxy", "impl/session", "impl/envdclient", "impl/transport", "impl/safename", "impl/egress", "proto", "proto/gen/...",
+	}, "knows agents by their wire alone, and guests by their daemon's"},
 
 	// Clients and programs.
 	{"impl/apiclient", nil, "speaks the public REST and nothing else"},
@@ -231,6 +232,54 @@ func TestT02_TransportsAndServersAreMadeInOnePlace(t *testing.T) {
 		}
 		assert.Empty(t, made.FindString(string(source)), "%s makes one of its own", path)
 		return nil
+	})
+	require.NoError(t, err)
+}
+
+// streamPaths are the packages through which terminals pass, with what of their files may bound something by
+// time, and why that does not bound a stream.
+var streamPaths = map[string]map[string]string{
+	"transport":    {},
+	"portproxy":    {},
+	"session":      {"session.go": "the first messages, and the kill of a client that has gone", "client.go": "resizes and signals", "input.go": "the answer to a probe"},
+	"envdclient":   {"exec.go": "the kill after a caller that has gone", "client.go": "tries of the first call"},
+	"envd":         {"envd.go": "the shutdown"},
+	"envd/process": {"fanout.go": "the wait for a full queue"},
+	"envd/stream":  {},
+	"envd/ports":   {},
+}
+
+// TestT04_NothingOnStreamPathsBoundsAWholeStream looks for what has cut terminals elsewhere: a client with one
+// timeout for everything, a server that bounds reads or writes, a context with a deadline around a stream.
+func TestT04_NothingOnStreamPathsBoundsAWholeStream(t *testing.T) {
+	never := regexp.MustCompile(`http\.Client\{[^}]*Timeout|\.Timeout\s*=\s|\b(ReadTimeout|WriteTimeout|ResponseHeaderTimeout):|http\.TimeoutHandler`)
+	deadlines := regexp.MustCompile(`context\.With(Timeout|Deadline)(Cause)?\(`)
+	for dir, reasons := range streamPaths {
+		files, err := filepath.Glob(filepath.FromSlash(dir) + "/*.go")
+		require.NoError(t, err)
+		require.NotEmpty(t, files, dir)
+		for _, path := range files {
+			if strings.HasSuffix(path, "_test.go") {
+				continue
+			}
+			source, err := os.ReadFile(path)
+			require.NoError(t, err)
+			assert.Empty(t, never.FindString(string(source)), path)
+			if reasons[filepath.Base(path)] == "" {
+				assert.Empty(t, deadlines.FindString(string(source)), "%s: give a reason in streamPaths, if there is one", path)
+			}
+		}
+	}
+	everywhere := regexp.MustCompile(`http\.Client\{[^}]*Timeout|\b(ReadTimeout|WriteTimeout|ResponseHeaderTimeout):|http\.TimeoutHandler`)
+	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || filepath.Ext(path) != ".go" || strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		source, err := os.ReadFile(path)
+		if err == nil {
+			assert.Empty(t, everywhere.FindString(string(source)), path)
+		}
+		return err
 	})
 	require.NoError(t, err)
 }

@@ -15,8 +15,9 @@ import (
 )
 
 // Wanted are the modules that a guest needs before its disk is there: the virtio transport, disk,
-// network and entropy. What they depend on is found in the modules themselves.
-var Wanted = []string{"virtio_mmio", "virtio_blk", "virtio_net", "virtio_rng"}
+// network and entropy; and tcp_diag, by which envd sees listening ports. What they depend on is found in
+// the modules themselves.
+var Wanted = []string{"virtio_mmio", "virtio_blk", "virtio_net", "virtio_rng", "tcp_diag"}
 
 // Module is a kernel module, ready to be loaded.
 type Module struct {

@@ -11,11 +11,15 @@ import (
 	"wrenn/impl/store"
 )
 
-// authenticate returns nil if the request bears a valid key, in X-API-KEY or as a bearer token.
+// authenticate returns nil if the request bears a valid key, in X-API-KEY, as a bearer token or, for a
+// WebSocket, as a subprotocol.
 func (s *server) authenticate(r *http.Request) error {
 	key := r.Header.Get("X-Api-Key")
 	if scheme, token, ok := strings.Cut(r.Header.Get("Authorization"), " "); key == "" && ok && strings.EqualFold(scheme, "bearer") {
 		key = strings.TrimSpace(token)
+	}
+	if key == "" {
+		key = protocolKey(r)
 	}
 	if key == "" {
 		return refuse(http.StatusUnauthorized, "an API key is needed, in the header X-API-KEY")

@@ -4,9 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"time"
 
 	"wrenn/impl/agentclient"
+	"wrenn/impl/session"
 )
 
 // Defaults of Config.
@@ -41,9 +43,14 @@ type Config struct {
 	Agents []agentclient.Config
 	// ReconcileInterval is the pause between two comparisons of store and agents; 0 means the default.
 	ReconcileInterval time.Duration
+	// Sessions are the times of terminals and programs by WebSocket; zero means the defaults.
+	Sessions session.Clocks
 	// Ready, if set, is called once both listeners accept connections.
 	Ready  func(Addresses)
 	Logger *slog.Logger
+
+	// tune changes each server and transport before its first use; for tests that shorten their clocks.
+	tune func(*http.Server, *http.Transport)
 }
 
 // Addresses are where a running control plane listens, as host:port.

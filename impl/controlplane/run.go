@@ -77,10 +77,13 @@ func (s *server) run(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("listen for the sandbox proxy: %w", err), api.Close())
 	}
-	bulk, streams := transport.NewProxyTransport(), transport.NewStreamTransport()
+	bulk := transport.NewProxyTransport()
+	if s.cfg.tune != nil {
+		s.cfg.tune(nil, s.streams)
+	}
 	defer bulk.CloseIdleConnections()
-	defer streams.CloseIdleConnections()
-	edge := portproxy.NewEdge(portproxy.EdgeConfig{Lookup: s.lookup, Resumer: resumer{s}, Bulk: bulk, Streams: streams, Logger: s.cfg.Logger})
+	defer s.streams.CloseIdleConnections()
+	edge := portproxy.NewEdge(portproxy.EdgeConfig{Lookup: s.lookup, Resumer: resumer{s}, Bulk: bulk, Streams: s.streams, Logger: s.cfg.Logger})
 	defer edge.Close()
 
 	// Connections to sandboxes hang on ctx, so that tunnels end with it; API calls outlive it for the grace.
@@ -89,6 +92,7 @@ func (s *server) run(ctx context.Context) error {
 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	s.life = ctx
 	var wg sync.WaitGroup
 	wg.Go(func() { cancel(serve(apiServer, api)) })
 	wg.Go(func() { cancel(serve(proxyServer, proxy)) })
@@ -106,6 +110,7 @@ func (s *server) run(ctx context.Context) error {
 	}
 	err = errors.Join(failure, proxyServer.Close(), shutdown(apiServer))
 	wg.Wait()
+	s.sessions.Wait() // a server forgets a connection that has become a WebSocket
 	s.cfg.Logger.Info("control plane ended")
 	return err
 }
@@ -114,6 +119,9 @@ func (s *server) httpServer(ctx context.Context, h http.Handler, kind transport.
 	srv := transport.NewServer(h, kind)
 	srv.BaseContext = func(net.Listener) context.Context { return ctx }
 	srv.ErrorLog = slog.NewLogLogger(s.cfg.Logger.Handler(), slog.LevelDebug)
+	if s.cfg.tune != nil {
+		s.cfg.tune(srv, nil)
+	}
 	return srv
 }
 

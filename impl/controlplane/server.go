@@ -13,6 +13,7 @@ import (
 	"wrenn/impl/agentclient"
 	"wrenn/impl/safename"
 	"wrenn/impl/store"
+	"wrenn/impl/transport"
 )
 
 // maxBody bounds a request's body: all limits of the contract together stay under it, and everything is
@@ -29,10 +30,16 @@ type server struct {
 	// both asked the agent, the one that came second would be told that there is no such sandbox.
 	killing sync.Map
 	turns   turns
+
+	// life ends with the control plane, and sessions with it; streams carries them and all other traffic to
+	// guests' daemons.
+	life     context.Context //nolint:containedctx // a WebSocket outlives its request's context
+	sessions sync.WaitGroup
+	streams  *http.Transport
 }
 
 func newServer(ctx context.Context, cfg Config, st *store.Store, agents []*agentclient.Client) (*server, error) {
-	s := &server{cfg: cfg, store: st, agents: agents}
+	s := &server{cfg: cfg, store: st, agents: agents, life: ctx, streams: transport.NewStreamTransport()}
 	var err error
 	s.contract, err = newContract(ctx, map[string]handler{
 		"health":          s.health,
@@ -54,6 +61,8 @@ func newServer(ctx context.Context, cfg Config, st *store.Store, agents []*agent
 		"deleteTemplate":  s.deleteTemplate,
 		"network":         s.setNetwork,
 		"logs":            s.logs,
+		"pty":             s.session(true),
+		"exec":            s.session(false),
 		"templates":       s.templates,
 		"templateByAlias": s.templateByAlias,
 	})

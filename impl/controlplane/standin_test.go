@@ -50,7 +50,7 @@ type standIn struct {
 }
 
 // newStandIn starts an agent whose guests are served by guest.
-func newStandIn(t testing.TB, guest http.Handler) *standIn {
+func newStandIn(t testing.TB, guest http.Handler, tune ...func(*http.Server)) *standIn {
 	t.Helper()
 	a := &standIn{sandboxes: map[string]*hostagentv1.Sandbox{}, requests: map[string]*hostagentv1.CreateSandboxRequest{}, snapshots: map[string]*hostagentv1.Snapshot{}, templates: []string{"base"}}
 	g := httptest.NewServer(guest)
@@ -79,6 +79,9 @@ func newStandIn(t testing.TB, guest http.Handler) *standIn {
 	mux.Handle(hostagentv1connect.NewHostAgentServiceHandler(a))
 	a.http = httptest.NewUnstartedServer(transport.RequireAgentToken(agentToken, a.proxy.Mount(mux)))
 	a.http.Config.Handler, a.http.Config = nil, transport.NewServer(a.http.Config.Handler, transport.Proxy)
+	for _, change := range tune {
+		change(a.http.Config)
+	}
 	a.http.Start()
 	t.Cleanup(a.http.Close)
 	return a

@@ -17,6 +17,7 @@ import (
 	"wrenn/impl/envd/files"
 	"wrenn/impl/envd/filesystem"
 	"wrenn/impl/envd/freezer"
+	"wrenn/impl/envd/ports"
 	"wrenn/impl/envd/process"
 	"wrenn/impl/envd/settings"
 )
@@ -57,6 +58,9 @@ type Config struct {
 	// Cgroups is where a cgroup2 hierarchy is mounted, in which the users' processes can be frozen; empty
 	// means that they get signals.
 	Cgroups string
+	// ForwardPorts makes ports on the loopback reachable at the guest's addresses. Never on a machine that
+	// others can reach: its local services would be open to them.
+	ForwardPorts bool
 	// InitSeconds is when the guest's first program started, in seconds of CLOCK_BOOTTIME; empty if unknown.
 	InitSeconds string
 	// ReadPatience is how long a reader of a process's output may stall; process.DefaultPatience if zero.
@@ -64,6 +68,8 @@ type Config struct {
 	Log          *slog.Logger
 	// Listening, if not nil, is called with the address once the daemon accepts connections.
 	Listening func(net.Addr)
+
+	tune func(*http.Server) // changes the server before its first use; for tests that shorten its clocks
 }
 
 // Run serves until ctx ends, then kills the processes that it started.
@@ -81,8 +87,12 @@ func Run(ctx context.Context, c Config) error {
 	d.listening = bootSeconds()
 	srv := newServer(d.routes(), c.Log)
 	d.conns.watch(srv)
+	if c.tune != nil {
+		c.tune(srv)
+	}
 	failed := make(chan error, 1)
 	go func() { failed <- srv.Serve(l) }()
+	defer forwardPorts(ctx, c, l.Addr())()
 	c.Log.Info("listening", "addr", l.Addr().String(), "version", Version)
 	if c.Listening != nil {
 		c.Listening(l.Addr())
@@ -102,6 +112,24 @@ func Run(ctx context.Context, c Config) error {
 		return fmt.Errorf("serve on %s: %w", c.Addr, err)
 	}
 	return nil
+}
+
+// forwardPorts starts what Config.ForwardPorts asks for; the returned function ends it.
+func forwardPorts(ctx context.Context, c Config, own net.Addr) (stop func()) {
+	if !c.ForwardPorts {
+		return func() {}
+	}
+	except := []uint16{Port}
+	if tcp, ok := own.(*net.TCPAddr); ok {
+		except = append(except, tcp.AddrPort().Port())
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		ports.New(ports.Config{Own: except, Logger: c.Log}).Run(ctx)
+	}()
+	return func() { cancel(); <-over }
 }
 
 // newServer has no read or write timeout: streams live for days, files are as long as they are.

@@ -108,7 +108,7 @@ func rewriteAtEdge(pr *httputil.ProxyRequest) {
 	to := pr.In.Context().Value(routedKey{}).(routed)
 	dropPrivate(pr.Out.Header)
 	pr.Out.Trailer = pr.In.Trailer // the map itself: it is filled when the body ends
-	setTarget(pr, *to.target.URL, pathPrefix+to.to.id+"/"+strconv.Itoa(int(to.to.port))+rawTarget(pr.In))
+	setTarget(pr, *to.target.URL, Path(to.to.id, to.to.port)+rawTarget(pr.In))
 	if to.target.MaskHost != "" && to.to.port != EnvdPort {
 		pr.Out.Host = strings.ReplaceAll(to.target.MaskHost, "${PORT}", strconv.Itoa(int(to.to.port)))
 	}
@@ -148,6 +148,7 @@ func (e *Edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	proxy := e.bulk
 	if to.port == EnvdPort {
 		proxy = e.streams
+		transport.PreferLatency(r)
 	}
 	_, _, byName := nameLabel(r.Host)
 	in := routed{to: to, target: target, host: r.Host, byName: byName}

@@ -160,6 +160,9 @@ func (h *Host) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		a.write(w, r)
 		return
 	}
+	if to.port == EnvdPort {
+		transport.PreferLatency(r)
+	}
 	if g.inFlight.Add(1) > int64(h.cfg.MaxInFlight) {
 		g.inFlight.Add(-1)
 		lookupAnswer(to, errTooMany).write(w, r)

@@ -72,6 +72,11 @@ func nameLabel(host string) (id, port string, ok bool) {
 // pathPrefix opens every path of the agent's proxy.
 const pathPrefix = "/proxy/"
 
+// Path returns where an agent's proxy has a sandbox's port; what follows it is the port's own path.
+func Path(id string, port uint16) string {
+	return fmt.Sprintf("%s%s/%d", pathPrefix, id, port)
+}
+
 // pathRoute takes /proxy/{id}/{port} off target, a request target as it came over the wire, and returns
 // what follows it, byte for byte.
 func pathRoute(target string) (to route, rest string, err error) {

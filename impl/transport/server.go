@@ -37,9 +37,9 @@ const (
 // NewServer returns a server for handler. It has no read or write timeout, since bodies and streams live
 // as long as they need, and offers HTTP/1.1 only, with TLS too. The caller sets ErrorLog and shuts it down.
 func NewServer(handler http.Handler, kind Kind) *http.Server {
-	header := apiHeaderBytes
+	header, options := apiHeaderBytes, streams // the API's long answers are terminals
 	if kind == Proxy {
-		header = proxyHeaderBytes
+		header, options = proxyHeaderBytes, nil
 	}
 	return &http.Server{
 		Handler:           handler,
@@ -47,6 +47,7 @@ func NewServer(handler http.Handler, kind Kind) *http.Server {
 		IdleTimeout:       IdleTimeout,
 		MaxHeaderBytes:    header,
 		Protocols:         http1(),
+		ConnContext:       accepted(options),
 	}
 }
 

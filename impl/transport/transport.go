@@ -5,7 +5,9 @@
 // sandboxes; STREAMS: terminals, exec, watches; BULK: the bytes of users' own ports). A download may
 // then queue megabytes in its socket while a keystroke travels on another.
 //
-// Everything speaks HTTP/1.1 and only that. One connection then carries one exchange at a time, so no
+// Everything on the host's side speaks HTTP/1.1 and only that, so SPEC T08, which is about what streams of
+// one HTTP/2 connection do to each other, concerns the guest daemon's server alone, which also takes HTTP/2
+// from programs that reach it directly. One connection then carries one exchange at a time, so no
 // stream can starve another of a shared receive window, WebSockets can be proxied, and a GOAWAY never
 // takes a whole client process down. What HTTP/2 would save, a connection per parallel exchange,
 // costs little between machines that know each other.
@@ -46,11 +48,11 @@ const (
 	expectContinue = time.Second
 )
 
-func dialer(timeout time.Duration) *net.Dialer {
-	return &net.Dialer{
-		Timeout:         timeout,
-		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: keepAlive, Interval: keepAlive, Count: keepAliveProbes},
-	}
+// probes are the keepalives of every connection, dialled or accepted.
+var probes = net.KeepAliveConfig{Enable: true, Idle: keepAlive, Interval: keepAlive, Count: keepAliveProbes}
+
+func dialer(timeout time.Duration, options ...option) *net.Dialer {
+	return &net.Dialer{Timeout: timeout, KeepAliveConfig: probes, Control: control(options)}
 }
 
 func http1() *http.Protocols {
@@ -77,7 +79,7 @@ func base(dial func(ctx context.Context, network, addr string) (net.Conn, error)
 // calls, whose deadlines are their contexts'. 64 idle connections per agent cover a burst of creates
 // without a new dial for each. The owner calls CloseIdleConnections when it is done.
 func NewRPCTransport() *http.Transport {
-	return base(dialer(dialHost).DialContext, 64)
+	return base(dialer(dialHost, giveUp).DialContext, 64)
 }
 
 // NewStreamTransport returns the STREAMS plane's transport from the control plane to agents: terminals,
@@ -85,7 +87,7 @@ func NewRPCTransport() *http.Transport {
 // header or the whole exchange, since a stream lives for days. 256 idle connections per agent: an SDK
 // process alone keeps up to 200 calls in flight. The owner calls CloseIdleConnections when it is done.
 func NewStreamTransport() *http.Transport {
-	return base(dialer(dialHost).DialContext, 256)
+	return base(dialer(dialHost, streams...).DialContext, 256)
 }
 
 // NewProxyTransport returns the BULK plane's transport from the control plane's port proxy to agents.

@@ -15,6 +15,7 @@ import (
 var suites = []suite{
 	{dir: "e2e", limit: 40 * time.Minute, emulated: "TestA|TestF01_AKilled|TestF03|TestN09"},
 	{dir: "e2e/network", limit: 10 * time.Minute},
+	{dir: "e2e/streams", limit: 10 * time.Minute},
 	{dir: "e2e/sdk", limit: 10 * time.Minute},
 	{dir: "fault", tags: "fault", limit: 20 * time.Minute, emulated: "TestF01_EveryStep$/network.create"},
 }

@@ -209,7 +209,8 @@ func replaceFile(path, content string) error {
 	return os.WriteFile(path, []byte(content), 0o644)
 }
 
-// startEnvd starts the daemon. It is not told that it has a guest of its own: the clock is the host's.
+// startEnvd starts the daemon. It is not told that it has a guest of its own, since the clock is the host's; but the
+// network is the guest's.
 func startEnvd(started string) (pid int, err error) {
 	null, err := os.Open(os.DevNull)
 	if err != nil {
@@ -218,7 +219,7 @@ func startEnvd(started string) (pid int, err error) {
 	defer null.Close()
 	p, err := os.StartProcess(envdPath, []string{"envd"}, &os.ProcAttr{
 		Dir:   "/",
-		Env:   []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "WRENN_INIT_SECONDS=" + started},
+		Env:   []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "WRENN_INIT_SECONDS=" + started, "WRENN_FORWARD_PORTS=1"},
 		Files: []*os.File{null, os.Stdout, os.Stderr},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	})

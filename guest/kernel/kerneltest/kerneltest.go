@@ -41,6 +41,8 @@ var Modules = map[string]string{
 	"drivers/net/net_failover.ko":          "failover",
 	"net/core/failover.ko":                 "",
 	"drivers/char/hw_random/virtio-rng.ko": "virtio",
+	"net/ipv4/inet_diag.ko":                "",
+	"net/ipv4/tcp_diag.ko":                 "inet_diag",
 	"drivers/not/needed.ko":                "virtio",
 }
 

@@ -1,0 +1,143 @@
+package transport
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// optionOf reads a TCP option of a connection.
+func optionOf(t *testing.T, c net.Conn, name int) int {
+	t.Helper()
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	require.NoError(t, err)
+	var v int
+	var inner error
+	require.NoError(t, raw.Control(func(fd uintptr) { v, inner = unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, name) }))
+	require.NoError(t, inner)
+	return v
+}
+
+func requireProbes(t *testing.T, c net.Conn, name string) {
+	t.Helper()
+	assert.Equal(t, 15, optionOf(t, c, unix.TCP_KEEPIDLE), name)
+	assert.Equal(t, 15, optionOf(t, c, unix.TCP_KEEPINTVL), name)
+	assert.Equal(t, 3, optionOf(t, c, unix.TCP_KEEPCNT), name)
+}
+
+// TestT08_DialledConnections: who may give up on a peer, and whose queue is short.
+func TestT08_DialledConnections(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	for name, want := range map[string]struct{ timeout, lowat int }{
+		"rpc": {userTimeout, 0}, "stream": {userTimeout, notSentLowat}, "proxy": {}, "boot": {}, "guestport": {},
+	} {
+		c, err := transports[name]().DialContext(t.Context(), "tcp", l.Addr().String())
+		require.NoError(t, err)
+		requireProbes(t, c, name)
+		assert.Equal(t, want.timeout, optionOf(t, c, unix.TCP_USER_TIMEOUT), name)
+		assert.Equal(t, want.lowat, lowatOf(t, c), name)
+		require.NoError(t, c.Close())
+	}
+}
+
+// lowatOf is 0 for the kernel's default, which is no bound.
+func lowatOf(t *testing.T, c net.Conn) int {
+	if v := optionOf(t, c, unix.TCP_NOTSENT_LOWAT); v > 0 && uint32(v) < 1<<31-1 {
+		return v
+	}
+	return 0
+}
+
+func TestT08_AcceptedConnections(t *testing.T) {
+	for kind, want := range map[Kind]struct{ timeout, lowat int }{API: {userTimeout, notSentLowat}, Proxy: {}} {
+		conns := make(chan net.Conn, 1)
+		srv := httptest.NewUnstartedServer(nil)
+		srv.Config = NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/stream" {
+				PreferLatency(r)
+			}
+			conns <- r.Context().Value(connKey{}).(net.Conn)
+		}), kind)
+		srv.Start()
+		tr := NewRPCTransport()
+		for _, path := range []string{"/", "/stream"} {
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, srv.URL+path, nil)
+			require.NoError(t, err)
+			res, err := tr.RoundTrip(req)
+			require.NoError(t, err)
+			require.NoError(t, res.Body.Close())
+			c := <-conns
+			requireProbes(t, c, path)
+			assert.Equal(t, want.timeout, optionOf(t, c, unix.TCP_USER_TIMEOUT))
+			if path == "/stream" {
+				assert.Equal(t, notSentLowat, lowatOf(t, c))
+			} else {
+				assert.Equal(t, want.lowat, lowatOf(t, c))
+			}
+		}
+		tr.CloseIdleConnections()
+		srv.Close()
+	}
+	PreferLatency(httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", nil)) // of no server of ours
+}
+
+// TestT08_AShortQueueOnTheWriter measures what waits, unsent, ahead of the next byte when a peer does not read.
+func TestT08_AShortQueueOnTheWriter(t *testing.T) {
+	unsent := func(options ...option) int {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		require.NoError(t, err)
+		defer l.Close()
+		c, err := dialer(wait, options...).DialContext(t.Context(), "tcp", l.Addr().String())
+		require.NoError(t, err)
+		defer c.Close()
+		peer, err := l.Accept()
+		require.NoError(t, err)
+		defer peer.Close()
+		require.NoError(t, c.SetWriteDeadline(time.Now().Add(time.Second)))
+		for err == nil {
+			_, err = c.Write(make([]byte, 32<<10))
+		}
+		raw, err := c.(*net.TCPConn).SyscallConn()
+		require.NoError(t, err)
+		n := 0
+		require.NoError(t, raw.Control(func(fd uintptr) { n, err = unix.IoctlGetInt(int(fd), unix.SIOCOUTQNSD) }))
+		require.NoError(t, err)
+		return n
+	}
+	long, short := unsent(), unsent(nimbly)
+	t.Logf("unsent by the kernel's own measure %d bytes, with TCP_NOTSENT_LOWAT %d", long, short)
+	assert.LessOrEqual(t, short, notSentLowat+32<<10)
+	assert.Greater(t, long, 2*short)
+}
+
+// TestT04_ADeadPeerIsNoticed takes the peer's packets away by closing its window for good, which the same
+// timer ends, on a shorter clock.
+func TestT04_ADeadPeerIsNoticed(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	c, err := dialer(wait, option{unix.TCP_USER_TIMEOUT, 500}).DialContext(t.Context(), "tcp", l.Addr().String())
+	require.NoError(t, err)
+	defer c.Close()
+	peer, err := l.Accept()
+	require.NoError(t, err)
+	defer peer.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), wait)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { _ = c.SetWriteDeadline(time.Unix(1, 0)) })
+	defer stop()
+	for err == nil {
+		_, err = c.Write(make([]byte, 64<<10))
+	}
+	require.NoError(t, ctx.Err(), "the connection was not given up")
+	require.ErrorIs(t, err, unix.ETIMEDOUT)
+}
