@@ -153,7 +153,11 @@ func vmmMemory(t *testing.T) (rss, pss int) {
 	for _, path := range found {
 		cmdline, err := os.ReadFile(path)
 		program, _, _ := strings.Cut(string(cmdline), "\x00")
-		if err != nil || !strings.Contains(string(cmdline), "wrenn-e2e-") || !strings.Contains(program, "qemu-system") && !strings.HasSuffix(program, "/firecracker") {
+		if err != nil || !strings.Contains(program, "qemu-system") && !strings.HasSuffix(program, "/firecracker") {
+			continue
+		}
+		// The emulator's working directory is that of its sandbox.
+		if dir, err := os.Readlink(filepath.Join(filepath.Dir(path), "cwd")); err != nil || !strings.Contains(dir, "/wrenn-e2e-") {
 			continue
 		}
 		rollup, err := os.ReadFile(filepath.Join(filepath.Dir(path), "smaps_rollup"))

@@ -44,6 +44,7 @@ func TestS06_PausesDoNotDrift(t *testing.T) {
 	var clocks []time.Duration
 	var used []int64
 	var held []int
+	var open string
 	for i := range n {
 		s.dirty(box, dirtyMiB)
 		last := s.check(box, report{})
@@ -58,6 +59,7 @@ func TestS06_PausesDoNotDrift(t *testing.T) {
 		s.moved(box, r)
 		terminal.goesOn(guest, i)
 		held = append(held, descriptors(t, s.PID()))
+		open = shell(t, fmt.Sprintf("ls -l /proc/%d/fd | sed 's/.* -> //' | sort | uniq -c", s.PID()))
 	}
 	t.Logf("pause p50 %.0f ms, resume p50 %.0f ms, clock off by %v at most, %d MiB in use after the first pause and %d at most, %d descriptors at first and %d at the end",
 		median(pauses), median(resumes), slices.Max(clocks), used[0]>>20, slices.Max(used)>>20, held[0], held[n-1])
@@ -67,7 +69,7 @@ func TestS06_PausesDoNotDrift(t *testing.T) {
 		layer = max(layer, used[i]-used[i-1])
 	}
 	assert.LessOrEqual(t, slices.Max(used), 2*used[0]+(generations+1)*layer*11/10, "the disk grows beyond what was dirty")
-	assert.LessOrEqual(t, held[n-1], held[0]+4, "the agent holds more and more files: %v", held)
+	assert.LessOrEqual(t, held[n-1], held[0]+4, "the agent holds more and more files: %v; at the end\n%s", held, open)
 	require.NoError(t, s.Client.Kill(t.Context(), box.SandboxID))
 	s.end()
 	before.Same(t)
