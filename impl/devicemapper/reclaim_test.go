@@ -116,9 +116,9 @@ func TestF01_KilledAfterAnyCommandOfAFlush(t *testing.T) {
 	d := r.disk("killed", r.origin("origin", mib), 2*mib)
 	path := r.create(d)
 	r.reborn()
-	for n := 1; r.dies("flush", n); n++ {
-		require.Less(t, n, 50)
-		switch n % 3 {
+	for i := 3; r.dies("flush", i/3); i++ { // each death three times, with three ways to go on
+		require.Less(t, i, 150)
+		switch i % 3 {
 		case 0:
 			require.NoError(t, r.Flush(t.Context(), r.disk("killed", "", 0)))
 		case 1:
@@ -128,7 +128,7 @@ func TestF01_KilledAfterAnyCommandOfAFlush(t *testing.T) {
 			r.remove("killed")
 			r.create(d)
 		}
-		write(t, path, 0, noise(byte(n), 4096))
+		write(t, path, 0, noise(byte(i), 4096))
 	}
 	r.remove("killed")
 }

@@ -16,19 +16,33 @@ import (
 func (s *Store) Fill(template string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed || s.filling[template] {
+	if s.closed {
 		return
 	}
-	s.filling[template] = true
+	if _, running := s.filling[template]; running {
+		s.filling[template] = true // it may have counted already
+		return
+	}
+	s.filling[template] = false
 	s.wg.Go(func() {
-		err := s.fill(template)
-		if err != nil && s.ctx.Err() == nil {
-			s.cfg.Logger.Warn("cannot copy a disk ahead of need", "template", template, "error", err)
+		for again := true; again; again = s.wanted(template) {
+			if err := s.fill(template); err != nil && s.ctx.Err() == nil {
+				s.cfg.Logger.Warn("cannot copy a disk ahead of need", "template", template, "error", err)
+			}
 		}
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		delete(s.filling, template)
 	})
+}
+
+// wanted tells whether Fill was called again meanwhile; if not, the filling has ended.
+func (s *Store) wanted(template string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.filling[template] && !s.closed {
+		s.filling[template] = false
+		return true
+	}
+	delete(s.filling, template)
+	return false
 }
 
 func (s *Store) fill(template string) error {

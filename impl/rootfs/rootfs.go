@@ -56,7 +56,7 @@ type Store struct {
 	wg       sync.WaitGroup
 
 	mu      sync.Mutex
-	filling map[string]bool
+	filling map[string]bool // templates under way; true when asked for again meanwhile
 	serial  int
 	closed  bool
 }

@@ -102,6 +102,18 @@ func TestReadyDisksAreHandedOutOnce(t *testing.T) {
 	require.Eventually(t, full, 20*time.Second, 5*time.Millisecond, "what was taken is not replaced")
 }
 
+// TestAFillThatIsAskedForMeanwhileIsNotLost: one that is just about to end has counted what was taken since.
+func TestAFillThatIsAskedForMeanwhileIsNotLost(t *testing.T) {
+	s, _ := newStore(t, 1)
+	s.mu.Lock()
+	s.filling["base"] = false // one is under way, and has counted
+	s.mu.Unlock()
+	s.Fill("base")
+	assert.True(t, s.wanted("base"), "lost")
+	assert.False(t, s.wanted("base"), "asked for once")
+	assert.Empty(t, s.filling)
+}
+
 func TestARebuiltTemplateRetiresReadyDisks(t *testing.T) {
 	s, dir := newStore(t, 1)
 	s.Fill("base")
@@ -133,6 +145,7 @@ func TestDisksOfAnEarlierLifeAreNotTrusted(t *testing.T) {
 		return found
 	}
 	require.Eventually(t, func() bool { return len(glob()) == 1 }, 20*time.Second, 5*time.Millisecond)
+	s.wg.Wait() // an earlier life makes nothing any more
 	torn := glob()[0]
 	require.NoError(t, os.Truncate(torn, 0)) // what a crash of the host may leave
 	next, err := NewStore(s.cfg)
