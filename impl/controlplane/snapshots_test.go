@@ -134,9 +134,10 @@ func TestS09_SnapshotNames(t *testing.T) {
 		assert.Contains(t, ids, sb.SandboxID)
 	}
 	// A name is taken over even while sandboxes use what had it.
-	p.create(map[string]any{"templateID": "mine"})
+	child := p.create(map[string]any{"templateID": "mine"}).SandboxID
 	p.takeSnapshot(id, "mine")
 	assert.Len(t, a.snapshotIDs(), 7)
+	assert.Equal(t, "mine", p.takeSnapshot(child, "").Wrenn.TemplateID)
 }
 
 func TestS09_SnapshotOfAPausedSandbox(t *testing.T) {
