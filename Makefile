@@ -100,6 +100,7 @@ vmtest: deps-test build image ## Test the VM runner itself, and the packages tha
 	$(GO) build -o $(BIN)/vmexec ./vagrant/vmexec
 	$(GO) test -timeout 15m ./vagrant/vmexec/...
 	$(GO) test -count=1 -timeout 6m -exec $(CURDIR)/$(BIN)/vmexec $(VM_PACKAGES)
+	$(GO) test -count=1 -timeout 6m -exec $(CURDIR)/$(BIN)/vmexec -run TestA07_LifecycleOnRealDisks ./impl/agent
 
 box: deps-vm ## Build the Vagrant box (seconds when nothing changed)
 	@$(GO) build -o $(BIN)/vm ./vagrant/vm

@@ -18,6 +18,7 @@ import (
 
 	"wrenn/impl/sandbox"
 	"wrenn/impl/sandbox/sandboxtest"
+	"wrenn/impl/snapshot"
 	"wrenn/impl/step"
 )
 
@@ -309,6 +310,55 @@ func TestF01_AnErrorAtEveryStep(t *testing.T) {
 				require.ErrorContains(t, err, "step "+name, "%d", i)
 				require.Equal(t, sandbox.Paused, w.state("a"))
 				w.settled()
+				w.whole("a", "v")
+			})
+		}
+	}
+}
+
+// TestF01_AChainThatWasHalfLinkedIsNotTrusted: the agent dies in the middle of the step that puts the layers
+// under a machine again, whose VMM counts changed pages from the last of them on.
+func TestF01_AChainThatWasHalfLinkedIsNotTrusted(t *testing.T) {
+	w := newWorld(t)
+	create(t, w.m, "a")
+	pause(t, w.m, "a")
+	resume(t, w.m, "a")
+	require.NoError(t, w.h.Write("a", "k", "v"))
+	w.arm(sandbox.SnapshotAct + "/chain after abandon 1")
+	_, _, _ = w.m.Snapshot(t.Context(), "a", "snap")
+	w.arm("")
+	chain := filepath.Join(w.cfg.Dir, "a", "memory")
+	for _, name := range []string{snapshot.LayerName(1), snapshot.HeaderName(1)} {
+		require.NoError(t, os.Remove(filepath.Join(chain, name)))
+	}
+	w.restart()
+	w.whole("a", "v")
+}
+
+// TestF01_AWakeThatIsAbandonedIsBegunAgain: the agent dies in a pause, and the next one while it lets the
+// sandbox go on.
+func TestF01_AWakeThatIsAbandonedIsBegunAgain(t *testing.T) {
+	for _, name := range sandbox.WakeSteps() {
+		for _, moment := range []string{"before", "after"} {
+			t.Run(name+" "+moment, func(t *testing.T) {
+				w := newWorld(t)
+				create(t, w.m, "a")
+				require.NoError(t, w.h.Write("a", "k", "v"))
+				w.arm(sandbox.PauseAct + "/seal after abandon 1")
+				_, _ = w.m.Pause(t.Context(), "a", false)
+				require.NoError(t, w.m.Close(t.Context(), false))
+				where := fmt.Sprintf("%s/%s %s", sandbox.WakeAct, name, moment)
+				w.arm(where + " abandon 1")
+				w.h.Restart()
+				var err error
+				w.m, err = sandbox.NewManager(w.cfg)
+				require.NoError(t, err)
+				_, err = w.m.Recover()
+				require.NoError(t, err)
+				require.Eventually(t, func() bool { return w.fired(where + " abandon") }, 10*time.Second, time.Millisecond)
+				w.arm("")
+				w.restart()
+				require.Equal(t, sandbox.Running, w.state("a"))
 				w.whole("a", "v")
 			})
 		}

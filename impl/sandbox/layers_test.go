@@ -137,3 +137,30 @@ func TestS09_ACloneOfAnotherVMMIsRefused(t *testing.T) {
 	_, err = m.Resume(t.Context(), "a", time.Hour, false, true)
 	require.NoError(t, err, "its files are any VMM's")
 }
+
+// TestS08_AnOlderSnapshotIsNotLoaded, nor another sandbox's, though it is whole.
+func TestS08_AnOlderSnapshotIsNotLoaded(t *testing.T) {
+	h := sandboxtest.NewHost()
+	cfg := config(t, h)
+	m := newManager(t, cfg)
+	create(t, m, "a")
+	create(t, m, "b")
+	pause(t, m, "a")
+	pause(t, m, "b")
+	place := filepath.Join(cfg.Dir, "a", "snapshot")
+	older := filepath.Join(t.TempDir(), "older")
+	require.NoError(t, os.CopyFS(older, os.DirFS(place)))
+	resume(t, m, "a")
+	pause(t, m, "a")
+	newest := filepath.Join(t.TempDir(), "newest")
+	require.NoError(t, os.Rename(place, newest))
+	for _, wrong := range []string{older, filepath.Join(cfg.Dir, "b", "snapshot")} {
+		require.NoError(t, os.CopyFS(place, os.DirFS(wrong)))
+		_, err := m.Resume(t.Context(), "a", time.Hour, false, false)
+		require.ErrorIs(t, err, snapshot.ErrDamaged)
+		require.ErrorContains(t, err, "instead of generation 2 of a")
+		require.NoError(t, os.RemoveAll(place))
+	}
+	require.NoError(t, os.Rename(newest, place))
+	resume(t, m, "a")
+}

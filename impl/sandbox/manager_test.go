@@ -41,23 +41,7 @@ func request(id string) sandbox.CreateRequest {
 func TestA07_LifecycleInMemory(t *testing.T) {
 	sandboxtest.Lifecycle(t, func(t *testing.T) sandboxtest.Ground {
 		h := sandboxtest.NewHost()
-		return sandboxtest.Ground{
-			Config: config(t, h), Template: "base", Restart: h.Restart, Patience: 10 * time.Second,
-			Crash:  func(t *testing.T, id string) { require.True(t, h.Crash(id)) },
-			Census: func(*testing.T) []string { return h.Census() },
-			Write:  func(t *testing.T, id, key, value string) { require.NoError(t, h.Write(id, key, value)) },
-			Read: func(t *testing.T, id, key string) (string, string) {
-				inMemory, onDisk, err := h.Read(id, key)
-				require.NoError(t, err)
-				return inMemory, onDisk
-			},
-			Self: func(t *testing.T, id string) sandboxtest.Self {
-				self, err := h.Self(id)
-				require.NoError(t, err)
-				return self
-			},
-			Check: func(t *testing.T) { assert.Empty(t, h.Broken()) },
-		}
+		return h.Ground(config(t, h))
 	})
 }
 

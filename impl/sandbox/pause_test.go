@@ -298,7 +298,7 @@ func TestA06_ACallerThatGoesAwayUndoesItsPause(t *testing.T) {
 	m := newManager(t, config(t, h))
 	create(t, m, "a")
 	ctx, cancel := context.WithCancel(t.Context())
-	h.OnAct("vmm.snapshot", cancel)
+	h.OnAct("vmm.snapshot", func() { cancel(); time.Sleep(100 * time.Millisecond) }) // it is passed on by a goroutine
 	_, err := m.Pause(ctx, "a", false)
 	require.ErrorIs(t, err, context.Canceled)
 	info, err := m.Get("a")

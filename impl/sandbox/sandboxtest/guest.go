@@ -4,12 +4,9 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"strconv"
 	"time"
@@ -186,25 +183,4 @@ func (h *Host) Self(id string) (self Self, err error) {
 		return nil
 	})
 	return self, err
-}
-
-func decodeAll(r io.Reader, into any) error {
-	data, err := io.ReadAll(r)
-	if err != nil {
-		return err
-	}
-	return json.Unmarshal(data, into)
-}
-
-// rewrite changes the file in place, as a machine changes its disk.
-func rewrite(f *os.File, from any) error {
-	data, err := json.Marshal(from)
-	if err != nil {
-		return err
-	}
-	if err := f.Truncate(0); err != nil {
-		return err
-	}
-	_, err = f.WriteAt(data, 0)
-	return err
 }

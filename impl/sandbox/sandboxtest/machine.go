@@ -3,6 +3,7 @@ package sandboxtest
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -225,15 +226,36 @@ func (v vmm) Console(dir string, limit int) ([]byte, error) {
 	return bytes.Clone(data[max(0, len(data)-limit):]), nil
 }
 
-// onDisk reads or, with change, rewrites the machine's disk through the file that it has open.
+// diskRegion is how much of its disk, from the start, a user's program keeps its values in. The disk may be a
+// file or a device.
+const diskRegion = 64 << 10
+
+// onDisk reads or, with change, rewrites the region through the file that the machine has open.
 func (m *Machine) onDisk(change func(pages)) (pages, error) {
-	if _, err := m.drive.Seek(0, io.SeekStart); err != nil {
+	region := make([]byte, diskRegion)
+	n, err := m.drive.ReadAt(region, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
 	}
 	content := pages{}
-	if err := decodeAll(m.drive, &content); err != nil || change == nil {
-		return content, err
+	if data := bytes.TrimRight(region[:n], "\x00"); len(data) > 0 {
+		if err := json.Unmarshal(data, &content); err != nil {
+			return nil, err
+		}
+	}
+	if change == nil {
+		return content, nil
 	}
 	change(content)
-	return content, rewrite(m.drive, content)
+	data, err := json.Marshal(content)
+	if err == nil && len(data) > diskRegion {
+		err = errors.New("the disk is full")
+	}
+	if err != nil {
+		return nil, err
+	}
+	clear(region)
+	copy(region, data)
+	_, err = m.drive.WriteAt(region, 0)
+	return content, err
 }
