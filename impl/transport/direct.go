@@ -24,23 +24,25 @@ type Direct struct {
 	DialContext func(ctx context.Context, network, addr string) (net.Conn, error)
 
 	idle idleConns
+	// steady: the other side keeps idle connections for longer than this does, so any request may go on one.
+	steady bool
 }
 
 // RoundTrip makes one exchange. As with http.Transport the answer may come before the body has been sent, and
 // a body of 101 is an io.ReadWriteCloser; of client traces it knows GotConn, Got100Continue and Got1xxResponse.
 //
-// A kept connection carries only what may be sent again, should the other side have closed it just then: a
-// request of an idempotent method without a body.
+// Where the other side may close a kept connection just then, it carries only what may be sent again: a request of
+// an idempotent method without a body.
 func (t *Direct) RoundTrip(r *http.Request) (*http.Response, error) {
 	target := r.URL.RequestURI()
 	if strings.ContainsFunc(target, func(c rune) bool { return c <= ' ' || c == 0x7f }) {
 		return nil, errors.Join(errors.New("the request's target has a control character"), closeBody(r))
 	}
 	to := endpoint{tls: r.URL.Scheme == "https", addr: r.URL.Host}
-	if repeatable(r) {
+	if t.reuses(r) {
 		if conn := t.idle.take(to); conn != nil {
 			res, began, err := t.exchange(r, target, to, conn)
-			if err == nil || began || r.Context().Err() != nil {
+			if err == nil || began || !repeatable(r) || r.Context().Err() != nil {
 				return res, err
 			}
 		}
@@ -55,6 +57,10 @@ func (t *Direct) RoundTrip(r *http.Request) (*http.Response, error) {
 
 // CloseIdleConnections closes those that are kept; others follow when their exchanges end.
 func (t *Direct) CloseIdleConnections() { t.idle.close() }
+
+// reuses says whether r may go on a kept connection, and its own be kept: one for a request that may not would
+// only add to those that wait.
+func (t *Direct) reuses(r *http.Request) bool { return t.steady || repeatable(r) }
 
 // repeatable says whether r may be sent twice.
 func repeatable(r *http.Request) bool {

@@ -124,8 +124,9 @@ func TestDirectRepeatsOnlyWhatMayBeRepeated(t *testing.T) {
 	assert.Equal(t, int32(1), seen.Load())
 }
 
-// What changes something goes out on a new connection, where nothing can go wrong that makes one wonder.
-func TestDirectSendsChangesOnNewConnections(t *testing.T) {
+// What changes something goes to a user's server on a connection of its own, where nothing can go wrong that
+// makes one wonder; an agent keeps idle connections for longer than its callers do.
+func TestDirectSendsChangesOnTheirOwnToServersThatMayClose(t *testing.T) {
 	var conns atomic.Int32
 	addr := script(t, func(n int, conn net.Conn, r *bufio.Reader) {
 		conns.Store(int32(n))
@@ -138,16 +139,21 @@ func TestDirectSendsChangesOnNewConnections(t *testing.T) {
 			_, _ = io.WriteString(conn, fine)
 		}
 	})
-	tr := NewProxyTransport()
-	defer tr.CloseIdleConnections()
-	for i, method := range []string{"GET", "POST", "PUT", "DELETE"} {
-		_, _, err := exchangeOne(t, tr, method, addr, strings.NewReader("x")) // a GET with a body, too
+	guest, agent := NewGuestPortTransport(DialGuest), NewProxyTransport()
+	defer guest.CloseIdleConnections()
+	defer agent.CloseIdleConnections()
+	methods := []string{"GET", "POST", "PUT", "DELETE"}
+	for i, method := range methods {
+		_, _, err := exchangeOne(t, guest, method, addr, strings.NewReader("x")) // a GET with a body, too
 		require.NoError(t, err)
 		assert.Equal(t, int32(i+1), conns.Load(), method)
 	}
-	_, _, err := exchangeOne(t, tr, "GET", addr, nil)
-	require.NoError(t, err)
-	assert.Equal(t, int32(4), conns.Load(), "which then carry what may be repeated")
+	assert.Empty(t, guest.idle.conns, "they only wait")
+	for _, method := range methods {
+		_, _, err := exchangeOne(t, agent, method, addr, strings.NewReader("x"))
+		require.NoError(t, err)
+		assert.Equal(t, int32(len(methods)+1), conns.Load(), method)
+	}
 }
 
 func TestDirectKeepsNoConnectionThatIsNotClean(t *testing.T) {

@@ -37,10 +37,14 @@ func TestT08_DialledConnections(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer l.Close()
-	for name, want := range map[string]struct{ timeout, lowat int }{
-		"rpc": {userTimeout, 0}, "stream": {userTimeout, notSentLowat}, "proxy": {}, "boot": {}, "guestport": {},
+	for name, want := range map[string]struct {
+		dial           func(ctx context.Context, network, addr string) (net.Conn, error)
+		timeout, lowat int
+	}{
+		"rpc": {NewRPCTransport().DialContext, userTimeout, 0}, "stream": {NewStreamTransport().DialContext, userTimeout, notSentLowat},
+		"proxy": {NewProxyTransport().DialContext, 0, 0}, "boot": {NewBootTransport().DialContext, 0, 0}, "guest": {DialGuest, 0, 0},
 	} {
-		c, err := transports[name]().DialContext(t.Context(), "tcp", l.Addr().String())
+		c, err := want.dial(t.Context(), "tcp", l.Addr().String())
 		require.NoError(t, err)
 		requireProbes(t, c, name)
 		assert.Equal(t, want.timeout, optionOf(t, c, unix.TCP_USER_TIMEOUT), name)

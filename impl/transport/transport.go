@@ -95,7 +95,7 @@ func NewStreamTransport() *http.Transport {
 // 1024 idle connections per agent: a browser opens six per page and host name, and hundreds of pages on
 // one agent should find their connections again. The owner calls CloseIdleConnections when it is done.
 func NewProxyTransport() *Direct {
-	return &Direct{DialContext: dialer(dialHost).DialContext, idle: idleConns{most: 1024, life: idleClient}}
+	return &Direct{DialContext: dialer(dialHost).DialContext, idle: idleConns{most: 1024, life: idleClient}, steady: true}
 }
 
 // guestIdle is how long a connection to a user's server is kept: within a burst, so that the requests of a
