@@ -2,7 +2,6 @@ package apps_test
 
 import (
 	"context"
-	"os"
 	"sync"
 	"testing"
 
@@ -27,10 +26,8 @@ type browser struct {
 // open starts a Chromium without a window. It has a profile of its own and asks nobody but the sandbox.
 func open(t *testing.T) *browser {
 	t.Helper()
-	profile, err := os.MkdirTemp("", "wrenn-e2e-chromium-")
-	require.NoError(t, err)
 	options := append(chromedp.DefaultExecAllocatorOptions[:],
-		chromedp.ExecPath("chromium"), chromedp.UserDataDir(profile), chromedp.WindowSize(1200, 900),
+		chromedp.ExecPath("chromium"), chromedp.UserDataDir(t.TempDir()), chromedp.WindowSize(1200, 900),
 		chromedp.NoSandbox, // root has no user namespaces of its own for it; the pages are the suite's own
 		chromedp.Flag("no-proxy-server", true), chromedp.Flag("disable-component-update", true),
 	)
@@ -41,7 +38,6 @@ func open(t *testing.T) *browser {
 		cancel()
 		closeTab()
 		end()
-		require.NoError(t, os.RemoveAll(profile))
 	})
 	b := &browser{t: t, ctx: ctx}
 	t.Cleanup(b.keepScreenshot)

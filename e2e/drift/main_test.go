@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -198,9 +197,6 @@ func (s *system) end() {
 	s.t.Helper()
 	s.Stop()
 }
-
-// line is a program's output without its newline.
-func line(s string) string { return strings.TrimSpace(s) }
 
 // total is the last phase's time, which is that of all.
 func total(phases []apiclient.Stage) float64 {

@@ -47,7 +47,7 @@ func newHeap(mib int, seed uint64) *heap {
 	const shards = 2
 	h := &heap{}
 	for i := range uint64(shards) {
-		s := &shard{random: rand.New(rand.NewPCG(seed, i))}
+		s := &shard{random: rand.New(rand.NewPCG(seed, i))} //nolint:gosec // it has to be the same again
 		for size, number := 0, i<<32; size < mib*mebibyte/shards; number++ {
 			b := &block{number: number, data: make([]byte, s.size())}
 			b.fill()

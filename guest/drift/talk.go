@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -53,7 +54,7 @@ func (t *talk) check() (int64, error) {
 
 // newSockets talks over a TCP connection within the guest.
 func newSockets() (*talk, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
@@ -63,7 +64,7 @@ func newSockets() (*talk, error) {
 			_, _ = io.Copy(conn, conn)
 		}
 	}()
-	conn, err := net.Dial("tcp", l.Addr().String())
+	conn, err := (&net.Dialer{}).DialContext(context.Background(), "tcp", l.Addr().String())
 	if err != nil {
 		return nil, err
 	}
@@ -96,7 +97,7 @@ func startChild(generations string) (io.ReadWriter, error) {
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.Command(self)
+	cmd := exec.CommandContext(context.Background(), self)
 	cmd.Env = append(os.Environ(), childEnv+"="+generations)
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
