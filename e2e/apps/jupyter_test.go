@@ -14,7 +14,7 @@ const notebook = `{"cells":[{"cell_type":"code","execution_count":null,"metadata
 func TestP09_Jupyter(t *testing.T) {
 	a := startApp(t, "jupyter")
 	a.Exec(a.box, "/bin/sh", "-ec", `mkdir -p "$HOME/work/sub dir" && printf %s "$1" >"$HOME/work/sub dir/test.ipynb"`, "sh", notebook)
-	a.run(`cd ~/work && exec jupyter notebook --no-browser --ip=0.0.0.0 --port=8888 --NotebookApp.token= --NotebookApp.allow_remote_access=True`)
+	a.run(`cd ~/work && exec jupyter notebook --no-browser --ip=127.0.0.1 --port=8888 --NotebookApp.token= --NotebookApp.allow_remote_access=True`)
 	a.awaitPort(8888)
 
 	b := open(t)

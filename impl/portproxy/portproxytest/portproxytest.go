@@ -1,5 +1,5 @@
 // Package portproxytest runs the whole proxy, control plane's edge and agent, on loopback, for suites that
-// want to see programs through it: every sandbox id leads to this machine, port to port. It can put back
+// want to see programs through it: every sandbox id leads to one address, port to port. It can put back
 // defects that proxies have had, so that a suite shows that it would find them.
 package portproxytest
 
@@ -29,6 +29,8 @@ type Config struct {
 	JoinPath bool
 	// LeaveReferences makes the agent pass Location, Refresh and Set-Cookie on as the guest sent them.
 	LeaveReferences bool
+	// Guest is where every sandbox id leads; zero means this machine's loopback.
+	Guest netip.Addr
 	// EdgeListen and AgentListen are where the two listen; empty means 127.0.0.1:0.
 	EdgeListen, AgentListen string
 	// AtAgent, if set, is host:port of another Chain's agent: this one is an edge before it, and has none.
@@ -79,9 +81,12 @@ func (c *Chain) startAgent(cfg Config) (err error) {
 	if cfg.AtAgent != "" {
 		return nil
 	}
-	loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	guest := cfg.Guest
+	if !guest.IsValid() {
+		guest = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	}
 	c.host = portproxy.NewFormerHost(portproxy.HostConfig{
-		Lookup: func(context.Context, string) (netip.Addr, error) { return loopback, nil },
+		Lookup: func(context.Context, string) (netip.Addr, error) { return guest, nil },
 		Logger: cfg.Logger, TunnelIdle: cfg.TunnelIdle, MaxInFlight: cfg.MaxInFlight,
 	}, former.Defects{JoinPath: cfg.JoinPath, LeaveReferences: cfg.LeaveReferences})
 	c.Agent, err = c.serve(cfg.AgentListen, c.host.Protect(AgentToken, http.NotFoundHandler()))
