@@ -366,3 +366,25 @@ func TestA06_APausedSandboxTakesNoMemoryUntilItComesBack(t *testing.T) {
 	require.NoError(t, m.Destroy(t.Context(), "b"))
 	resume(t, m, "a")
 }
+
+// TestS03_TheMachineGoesBeforeItsDisk: a disk whose machine cannot be ended stays, and every phase is told.
+func TestS03_TheMachineGoesBeforeItsDisk(t *testing.T) {
+	h := sandboxtest.NewHost()
+	m := newManager(t, config(t, h))
+	create(t, m, "a")
+	h.Fail("vmm.kill", errors.New("hangs"))
+	out := pause(t, m, "a")
+	assert.Equal(t, sandbox.Paused, out.Info.State, "what comes after the commit is tried again")
+	census := fmt.Sprint(h.Census())
+	assert.Contains(t, census, "machine a")
+	assert.Contains(t, census, "disk", "the disk was taken away under its machine")
+	h.Fail("vmm.kill", nil)
+	resume(t, m, "a")
+	out = pause(t, m, "a")
+	var names []string
+	for _, phase := range out.Phases {
+		names = append(names, phase.Name)
+	}
+	assert.Equal(t, []string{"intent", "freeze", "vcpus", "layers", "memory", "disk", "seal", "commit", "park"}, names)
+	assert.NotContains(t, fmt.Sprint(h.Census()), "machine a")
+}
