@@ -15,9 +15,9 @@ PROGRAMS := wrenn wrenn-cp wrenn-agent firecracker-qemu
 export GOFLAGS := -buildvcs=false
 
 # What a host needs to run sandboxes and to build the image, and what the tests need on top (a C compiler
-# for the race detector, nginx and Python as servers behind the proxy, and npm for E2B's SDK).
+# for the race detector, nginx and Python as servers behind the proxy, a browser, and npm for E2B's SDK).
 RUN_PACKAGES := qemu-system-x86 mmdebstrap iptables iproute2 util-linux e2fsprogs xz-utils lz4 curl ca-certificates
-TEST_PACKAGES := gcc libc6-dev git procps zstd dmsetup xfsprogs nginx-light python3
+TEST_PACKAGES := gcc libc6-dev git procps zstd dmsetup xfsprogs nginx-light python3 chromium
 
 # What the Vagrant machine of `make e2e` needs. Nothing of it has to run: libvirt is started on a ground of its own.
 VM_DEBS := vagrant vagrant-libvirt libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients dnsmasq-base qemu-utils openssh-client
@@ -88,10 +88,10 @@ lint:
 	$(GO) tool golangci-lint run ./...
 	$(GO) tool golangci-lint run --build-tags fault ./fault ./impl/step
 
-test: deps-test build-fault image sdk test-unit e2e-native test-fault vmtest ## All tests that need no Vagrant (as root)
+test: deps-test build-fault image apps sdk test-unit e2e-native test-fault vmtest ## All tests that need no Vagrant (as root)
 
 test-unit:
-	$(GO) test -race -timeout 10m ./impl/... ./guest/... ./proto/... ./bench/actor ./bench/echo ./bench/report
+	$(GO) test -race -timeout 20m ./impl/... ./guest/... ./proto/... ./bench/actor ./bench/echo ./bench/report
 
 # Packages whose tests want a kernel of their own: device-mapper, a working KVM, freedom to break things.
 VM_PACKAGES := ./impl/netns ./impl/devicemapper ./impl/rootfs ./guest/wrenn-init
@@ -99,8 +99,8 @@ VM_PACKAGES := ./impl/netns ./impl/devicemapper ./impl/rootfs ./guest/wrenn-init
 vmtest: deps-test build image ## Test the VM runner itself, and the packages that want a kernel of their own
 	$(GO) build -o $(BIN)/vmexec ./vagrant/vmexec
 	$(GO) test -timeout 15m ./vagrant/vmexec/...
-	$(GO) test -count=1 -timeout 6m -exec $(CURDIR)/$(BIN)/vmexec $(VM_PACKAGES)
-	$(GO) test -count=1 -timeout 6m -exec $(CURDIR)/$(BIN)/vmexec -run TestA07_LifecycleOnRealDisks ./impl/agent
+	$(GO) test -count=1 -timeout 10m -exec $(CURDIR)/$(BIN)/vmexec $(VM_PACKAGES)
+	$(GO) test -count=1 -timeout 10m -exec $(CURDIR)/$(BIN)/vmexec -run TestA07_LifecycleOnRealDisks ./impl/agent
 
 box: deps-vm ## Build the Vagrant box (seconds when nothing changed)
 	@$(GO) build -o $(BIN)/vm ./vagrant/vm
@@ -112,7 +112,7 @@ e2e: deps-vm build-fault image sdk ## End-to-end and fault suites in a Vagrant m
 	@$(GO) test -timeout 2m ./vagrant/vm/...
 	@exec $(BIN)/vm e2e $(if $(RUN),'$(RUN)')
 else
-e2e: deps-test build-fault image sdk e2e-native test-fault
+e2e: deps-test build-fault image apps sdk e2e-native test-fault
 endif
 
 # One after the other: there is one agent per host, and a census sees the whole host.
@@ -121,7 +121,7 @@ e2e-native:
 	@$(GO) build -o $(BIN)/gotestsum gotest.tools/gotestsum
 	WRENN_ARTIFACTS=$(CURDIR)/build/e2e/artifacts $(BIN)/gotestsum --format standard-verbose --hide-summary output \
 		--junitfile build/e2e/native.xml --jsonfile build/e2e/native.json \
-		-- -count=1 -timeout 20m -p 1 $(if $(RUN),-run '$(RUN)') ./e2e/... ./bench
+		-- -count=1 -timeout 30m -p 1 $(if $(RUN),-run '$(RUN)') ./e2e/... ./bench
 
 e2e-shell: deps-vm build-fault image sdk ## A shell in the Vagrant machine, which stays up
 	@$(GO) build -o $(BIN)/vm ./vagrant/vm

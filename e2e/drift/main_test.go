@@ -9,9 +9,6 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"os/exec"
-	"path/filepath"
-	"sync"
 	"testing"
 	"time"
 
@@ -41,22 +38,6 @@ func TestMain(m *testing.M) {
 // port is where the program in the guests answers.
 const port = 7000
 
-// build compiles the program that the guests run.
-var build = sync.OnceValues(func() ([]byte, error) {
-	dir, err := os.MkdirTemp("", "wrenn-e2e-drift-")
-	if err != nil {
-		return nil, err
-	}
-	defer os.RemoveAll(dir)
-	path := filepath.Join(dir, "drift")
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", path, "wrenn/guest/drift")
-	cmd.Env, cmd.Stderr = append(os.Environ(), "CGO_ENABLED=0"), os.Stderr
-	if err := cmd.Run(); err != nil {
-		return nil, err
-	}
-	return os.ReadFile(path)
-})
-
 // system is Wrenn with guests that run the program.
 type system struct {
 	*harness.System
@@ -67,7 +48,6 @@ type system struct {
 func start(t *testing.T) *system {
 	t.Helper()
 	need.Root(t)
-	need.Program(t, "go")
 	rt := transport.NewProxyTransport()
 	t.Cleanup(rt.CloseIdleConnections)
 	s := harness.Start(t, harness.Dir(t), "--resolver", "192.0.2.53")
@@ -77,7 +57,7 @@ func start(t *testing.T) *system {
 // run makes a sandbox with the program running in it.
 func (s *system) run(heapMiB int) apiclient.Sandbox {
 	s.t.Helper()
-	program, err := build()
+	program, err := os.ReadFile(harness.Drift(s.t))
 	require.NoError(s.t, err)
 	box := s.Create()
 	ctx, cancel := context.WithTimeout(s.t.Context(), harness.Patience)

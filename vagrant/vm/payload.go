@@ -28,7 +28,7 @@ const (
 // contents are the files and folders of the repository that go in whole. build/bin holds what `make build`
 // made, the rest of build/ what `make image` did.
 var contents = []string{
-	"go.mod", "Makefile", "build/bin", "build/fault", "build/test/procvmm", "build/image/image.json", "build/image/vmlinux", "build/image/vmlinuz",
+	"go.mod", "Makefile", "build/bin", "build/fault", "build/test/procvmm", "build/test/drift", "build/image/image.json", "build/image/vmlinux", "build/image/vmlinuz",
 	"build/image/initramfs.cpio.gz", "build/image/templates", "e2e/sdk",
 }
 
@@ -67,7 +67,7 @@ func (c *config) pack(ctx context.Context, suites []suite) (disk string, err err
 	// test2json turns a test program's output into what gotestsum reads; it is part of Go, and Go is not in
 	// the machine.
 	for program, pkg := range map[string]string{
-		"bin/test2json": "cmd/test2json", "bin/gotestsum": "gotest.tools/gotestsum", "test/procvmm": "wrenn/e2e/harness/procvmm",
+		"bin/test2json": "cmd/test2json", "bin/gotestsum": "gotest.tools/gotestsum", "test/procvmm": "wrenn/e2e/harness/procvmm", "test/drift": "wrenn/guest/drift",
 	} {
 		if err := c.tool(ctx, "go", "build", "-o", filepath.Join(c.root, "build", program), pkg); err != nil {
 			return "", err
