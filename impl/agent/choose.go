@@ -116,6 +116,9 @@ func try(ctx context.Context, cfg Config, c candidate) (binary string, a Attempt
 		}
 	}
 	binary, err := exec.LookPath(c.program)
+	if err == nil {
+		binary, err = filepath.Abs(binary) // it is started in a sandbox's directory
+	}
 	if err != nil {
 		a.Reason = fmt.Sprintf("the program %q was not found", c.program)
 		return "", a

@@ -50,6 +50,10 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err := cfg.check(); err != nil {
 		return err
 	}
+	// A VMM works in its sandbox's directory, where paths relative to the agent's lead elsewhere.
+	if cfg.ImageDir, err = filepath.Abs(cfg.ImageDir); err != nil {
+		return fmt.Errorf("agent: find image-dir: %w", err)
+	}
 	// A busy port is found before anything is changed. Requests wait until what is alive is adopted.
 	listener, err := listen(ctx, cfg.Listen)
 	if err != nil {
