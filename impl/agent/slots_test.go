@@ -26,7 +26,7 @@ func TestN01_WithAllSlotsInUseACreateIsRefusedAtOnce(t *testing.T) {
 	parts := sandboxtest.NewHost()
 	manager, err := sandbox.NewManager(sandbox.Config{
 		Dir: filepath.Join(t.TempDir(), "sandboxes"), Logger: slog.New(slog.DiscardHandler),
-		Network: part, Disk: parts.Disk(), VMM: parts.VMM(), Guest: parts.Guest(),
+		Network: part, Disk: parts.Disk(), Memory: parts.Memory(), VMM: parts.VMM(), Guest: parts.Guest(),
 	})
 	require.NoError(t, err)
 	h := &handler{manager: manager, networks: part}

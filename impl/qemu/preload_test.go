@@ -54,7 +54,7 @@ func TestPreload(t *testing.T) {
 	require.NoError(t, conn.Close())
 	<-server.HungUp
 	m.close()
-	assert.LessOrEqual(t, openFiles(t), before, "descriptors leaked")
+	require.Eventually(t, func() bool { return openFiles(t) <= before }, patience, time.Millisecond, "descriptors leaked")
 }
 
 func openFiles(t *testing.T) int {

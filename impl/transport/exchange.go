@@ -198,6 +198,7 @@ func (x *exchange) receive(r *http.Request, trace *httptrace.ClientTrace) (*http
 		x.head.left = -1
 		x.keep = x.keep && !res.Close
 		if res.StatusCode == http.StatusSwitchingProtocols {
+			x.stop() // from here on the connection is the caller's
 			res.Body = &upgraded{x: x, Conn: x.conn}
 		} else {
 			res.Body = &guestBody{x: x, body: res.Body}
@@ -265,7 +266,6 @@ func (u *upgraded) Read(p []byte) (int, error) {
 	if u.x == nil {
 		return u.Conn.Read(p)
 	}
-	u.x.stop()
 	if n := u.x.r.Buffered(); n > 0 {
 		return u.x.r.Read(p[:min(n, len(p))])
 	}
