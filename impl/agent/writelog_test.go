@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"wrenn/impl/internal/atomicfile"
 	"wrenn/impl/internal/sparsefile"
 	"wrenn/impl/need"
 )
@@ -274,6 +275,32 @@ func TestS08_TheLogOfWritesShowsWhatAPowerFailureLoses(t *testing.T) {
 			})
 			assert.Positive(t, lost, "before the sync it is there already")
 			assert.Positive(t, kept, "what was never synced is there as well")
+			t.Logf("%d moments", moments)
+		})
+	}
+}
+
+// TestS08_APowerFailureLeavesTheOldOrTheNewJournal, whose writes are acknowledged one by one.
+func TestS08_APowerFailureLeavesTheOldOrTheNewJournal(t *testing.T) {
+	for _, fs := range []string{"ext4", "xfs"} {
+		t.Run(fs, func(t *testing.T) {
+			w := recordWrites(t, fs, func(string) {})
+			journal := func(n int) []byte { return bytes.Repeat(fmt.Appendf(nil, "journal %d ", n), 2000) }
+			const writes = 5
+			for n := range writes {
+				require.NoError(t, atomicfile.Write(filepath.Join(w.mount, "journal"), journal(n), 0o600))
+				w.mark(fmt.Sprintf("written-%d", n))
+			}
+			w.stop()
+			moments := w.replay(powerSeed(t), func(mount string, marks []string) {
+				found, err := os.ReadFile(filepath.Join(mount, "journal"))
+				if os.IsNotExist(err) && len(marks) == 0 {
+					return
+				}
+				require.NoError(t, err, "after %v", marks)
+				old, now := journal(len(marks)-1), journal(len(marks)) // one for each mark is acknowledged
+				require.True(t, bytes.Equal(found, old) && len(marks) > 0 || bytes.Equal(found, now), "after %v: %.20q", marks, found)
+			})
 			t.Logf("%d moments", moments)
 		})
 	}
