@@ -100,7 +100,7 @@ vmtest: deps-test build image ## Test the VM runner itself, and the packages tha
 	$(GO) build -o $(BIN)/vmexec ./vagrant/vmexec
 	$(GO) test -timeout 15m ./vagrant/vmexec/...
 	$(GO) test -count=1 -timeout 10m -exec $(CURDIR)/$(BIN)/vmexec $(VM_PACKAGES)
-	$(GO) test -count=1 -timeout 10m -exec $(CURDIR)/$(BIN)/vmexec -run TestA07_LifecycleOnRealDisks ./impl/agent
+	$(GO) test -count=1 -timeout 10m -exec $(CURDIR)/$(BIN)/vmexec -run 'TestA07_LifecycleOnRealDisks|TestS08_(APowerFailure|TheLogOfWrites)' ./impl/agent
 
 box: deps-vm ## Build the Vagrant box (seconds when nothing changed)
 	@$(GO) build -o $(BIN)/vm ./vagrant/vm
@@ -152,7 +152,7 @@ deps-bench: deps-test
 # one without VMs, on which the transport alone is measured.
 LONG ?=
 BENCH_PREFIX ?=
-BENCH_PACKAGES ?= ./bench ./impl/...
+BENCH_PACKAGES ?= ./bench ./bench/snapshots ./impl/...
 BENCH_TYPING := ^Benchmark(PTY|PTYReno|PTYBands|Hops)$$
 BENCH_KEYS := $(if $(LONG),10000,600)
 BENCH_TIME := $(if $(LONG),10s,1s)

@@ -179,7 +179,10 @@ func (d drive) fileOptions(generation int) object {
 		driver = "host_device"
 	}
 	return object{"driver": driver, "node-name": d.fileNode(generation), "filename": d.PathOnHost,
-		"read-only": d.IsReadOnly, "locking": "off", "cache": object{"direct": false, "no-flush": d.CacheType == "Unsafe"}}
+		"read-only": d.IsReadOnly, "locking": "off", "cache": object{"direct": false, "no-flush": d.CacheType == "Unsafe"},
+		// A load would write the whole disk out and forget it: a page cache may be stale where a machine has come
+		// from another host, and ours never do.
+		"drop-cache": false}
 }
 
 func (d drive) fileNode(generation int) string { return fmt.Sprintf("f%d_%s", generation, d.DriveID) }

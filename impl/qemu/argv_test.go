@@ -80,9 +80,9 @@ func TestArgvKeepsNamesApart(t *testing.T) {
 	d := drive{DriveID: "root", PathOnHost: `/a,readonly=on,b="c'd\e` + "\n", CacheType: "Unsafe"}
 	argv := d.argv()
 	require.Len(t, argv, 10)
-	assert.Equal(t, `{"cache":{"direct":false,"no-flush":true},"driver":"file","filename":"/a,readonly=on,b=\"c'd\\e\n","locking":"off","node-name":"f0_root","read-only":false}`, argv[3])
+	assert.Equal(t, `{"cache":{"direct":false,"no-flush":true},"driver":"file","drop-cache":false,"filename":"/a,readonly=on,b=\"c'd\\e\n","locking":"off","node-name":"f0_root","read-only":false}`, argv[3])
 	d.CacheType, d.PathOnHost = "Writeback", "/dev/null"
-	assert.Equal(t, `{"cache":{"direct":false,"no-flush":false},"driver":"host_device","filename":"/dev/null","locking":"off","node-name":"f0_root","read-only":false}`, d.argv()[3])
+	assert.Equal(t, `{"cache":{"direct":false,"no-flush":false},"driver":"host_device","drop-cache":false,"filename":"/dev/null","locking":"off","node-name":"f0_root","read-only":false}`, d.argv()[3])
 }
 
 func TestThrottleLimits(t *testing.T) {

@@ -135,7 +135,7 @@ func TestS08_AForeignFileBesideItIsRefused(t *testing.T) {
 
 func TestS08_OtherVersionsAndMagicsAreRefused(t *testing.T) {
 	for _, c := range [][2]string{
-		{`"version":1`, `"version":2`}, {`wrenn-snapshot`, `other-snapshot`}, {`"vcpus":2`, `"vcpus":3`}, {`"root.disk"`, `"../r.disk"`},
+		{`"version":2`, `"version":1`}, {`wrenn-snapshot`, `other-snapshot`}, {`"vcpus":2`, `"vcpus":3`}, {`"root.disk"`, `"../r.disk"`},
 	} {
 		dir := filepath.Join(t.TempDir(), "snapshot")
 		sealed(t, dir, "one")
@@ -211,6 +211,15 @@ func TestS04_HolesAndZerosAreTheSame(t *testing.T) {
 	assert.NotEqual(t, sparse, sum(data(2*piece+1)))
 	assert.NotEqual(t, sparse, sum(data(3*piece+16)), "the last byte")
 	assert.NotEqual(t, sparse, sum(func(*os.File) {}))
+	two := func(first, second string) uint32 {
+		return sum(func(f *os.File) {
+			for i, content := range []string{first, second} {
+				_, err := f.WriteAt([]byte(content), int64(i)*piece)
+				require.NoError(t, err)
+			}
+		})
+	}
+	assert.NotEqual(t, two("x", "y"), two("y", "x"), "pieces in another order")
 }
 
 func TestS08_LinksShareFiles(t *testing.T) {

@@ -1,0 +1,157 @@
+// Package snapshots_test measures pauses, resumes and starts from snapshots of real machines, beside the VMM's
+// own calls on machines in the same state. Nothing here asserts a speed; figures are medians, and what is compared
+// takes turns, so that a noisy machine disturbs both alike.
+package snapshots_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
+
+	"wrenn/e2e/harness"
+	"wrenn/impl/apiclient"
+	"wrenn/impl/need"
+	"wrenn/impl/netns/netnstest"
+)
+
+// TestMain gives the benchmarks a host of their own, and lets no suite that runs an agent run beside them.
+func TestMain(m *testing.M) {
+	netnstest.Isolate()
+	if lo, err := netlink.LinkByName("lo"); err == nil && os.Geteuid() == 0 {
+		if err := netlink.LinkSetUp(lo); err != nil {
+			fmt.Fprintln(os.Stderr, "raise lo:", err)
+			os.Exit(1)
+		}
+	}
+	harness.Main(m)
+}
+
+// rounds is how often each thing is measured: the median of five bears two disturbances.
+const rounds = 5
+
+// figures are times by what they are of, in milliseconds.
+type figures map[string][]float64
+
+func (f figures) add(name string, ms float64) { f[name] = append(f[name], ms) }
+
+// stages adds the times of an act's stages.
+func (f figures) stages(stages []apiclient.Stage) {
+	for _, s := range stages {
+		f.add(s.Name, s.Ms)
+	}
+}
+
+func (f figures) median(name string) float64 {
+	ms := slices.Sorted(slices.Values(f[name]))
+	return ms[len(ms)/2]
+}
+
+// report gives the medians. ns/op would be of all rounds together with what prepares them.
+func (f figures) report(b *testing.B) {
+	for name := range f {
+		b.ReportMetric(f.median(name), name+"-p50-ms")
+	}
+	b.ReportMetric(0, "ns/op")
+	load, err := os.ReadFile("/proc/loadavg")
+	require.NoError(b, err)
+	var one float64
+	_, err = fmt.Sscan(string(load), &one)
+	require.NoError(b, err)
+	b.ReportMetric(one, "load")
+}
+
+// timed is how long do takes in milliseconds.
+func timed(b *testing.B, do func() error) float64 {
+	b.Helper()
+	start := time.Now()
+	require.NoError(b, do())
+	return float64(time.Since(start)) / float64(time.Millisecond)
+}
+
+func patience(b *testing.B) context.Context {
+	b.Helper()
+	ctx, cancel := context.WithTimeout(b.Context(), harness.Patience)
+	b.Cleanup(cancel)
+	return ctx
+}
+
+// dirty changes mib MiB of a guest's memory: in each page of so much of a file in memory one byte.
+func dirty(b *testing.B, s *harness.System, box apiclient.Sandbox, mib, round int) {
+	b.Helper()
+	if mib == 0 {
+		return
+	}
+	const script = `
+import mmap, sys
+size = int(sys.argv[1]) << 20
+with open("/dev/shm/dirty", "a+b") as f:
+    if f.seek(0, 2) < size: f.truncate(size)
+    pages = mmap.mmap(f.fileno(), size)
+    for at in range(0, size, 4096): pages[at] = int(sys.argv[2])
+`
+	_, err := s.TryExec(box, "python3", "-c", script, fmt.Sprint(mib), fmt.Sprint(round%255+1))
+	require.NoError(b, err)
+}
+
+// large is a template with memory enough for 256 MiB in /dev/shm, which may have half of it.
+const large = "large"
+
+// start starts Wrenn with a template more than `make image` makes: base with 1 GiB of memory.
+func start(b *testing.B, flags ...string) *harness.System {
+	b.Helper()
+	from := filepath.Dir(need.File(b, "image", harness.Build(b, "image/vmlinux"), "run `make image`"))
+	image, err := os.MkdirTemp(harness.Build(b, ""), "bench-image-") // hard links want the same file system
+	require.NoError(b, err)
+	b.Cleanup(func() { assert.NoError(b, os.RemoveAll(image)) })
+	base := filepath.Join(from, "templates/base")
+	for _, template := range []string{"base", large} {
+		dir := filepath.Join(image, "templates", template)
+		require.NoError(b, os.MkdirAll(dir, 0o700))
+		require.NoError(b, os.Link(filepath.Join(base, "rootfs.ext4"), filepath.Join(dir, "rootfs.ext4")))
+		var meta map[string]any
+		data, err := os.ReadFile(filepath.Join(base, "template.json"))
+		require.NoError(b, err)
+		require.NoError(b, json.Unmarshal(data, &meta))
+		if template == large {
+			meta["name"], meta["memoryMib"] = large, 1024
+		}
+		data, err = json.Marshal(meta)
+		require.NoError(b, err)
+		require.NoError(b, os.WriteFile(filepath.Join(dir, "template.json"), data, 0o600))
+	}
+	for _, name := range []string{"vmlinux", "initramfs.cpio.gz"} {
+		require.NoError(b, os.Link(filepath.Join(from, name), filepath.Join(image, name)))
+	}
+	return harness.Start(b, harness.Dir(b), append([]string{"--image-dir", image}, flags...)...)
+}
+
+func create(b *testing.B, s *harness.System, template string) apiclient.Sandbox {
+	b.Helper()
+	box, err := s.TryCreate(apiclient.CreateRequest{TemplateID: template, Timeout: 3600})
+	require.NoError(b, err)
+	return box
+}
+
+func pause(b *testing.B, s *harness.System, id string) []apiclient.Stage {
+	b.Helper()
+	stages, err := s.Client.Pause(patience(b), id, false)
+	require.NoError(b, err)
+	return stages
+}
+
+func resume(b *testing.B, s *harness.System, id string) apiclient.Boot {
+	b.Helper()
+	box, err := s.Client.Resume(patience(b), id, 3600, false)
+	require.NoError(b, err)
+	require.NotNil(b, box.Wrenn)
+	return *box.Wrenn
+}
