@@ -100,7 +100,7 @@ vmtest: deps-test build image ## Test the VM runner itself, and the packages tha
 	$(GO) build -o $(BIN)/vmexec ./vagrant/vmexec
 	$(GO) test -timeout 15m ./vagrant/vmexec/...
 	$(GO) test -count=1 -timeout 10m -exec $(CURDIR)/$(BIN)/vmexec $(VM_PACKAGES)
-	$(GO) test -count=1 -timeout 10m -exec $(CURDIR)/$(BIN)/vmexec -run 'TestA07_LifecycleOnRealDisks|TestS08_(APowerFailure|TheLogOfWrites)' ./impl/agent
+	$(GO) test -count=1 -timeout 15m -exec $(CURDIR)/$(BIN)/vmexec -run 'TestA07_LifecycleOnRealDisks|TestS08_(APowerFailure|TheLogOfWrites)' ./impl/agent
 
 box: deps-vm ## Build the Vagrant box (seconds when nothing changed)
 	@$(GO) build -o $(BIN)/vm ./vagrant/vm

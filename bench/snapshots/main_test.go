@@ -109,7 +109,7 @@ const large = "large"
 func start(b *testing.B, flags ...string) *harness.System {
 	b.Helper()
 	from := filepath.Dir(need.File(b, "image", harness.Build(b, "image/vmlinux"), "run `make image`"))
-	image, err := os.MkdirTemp(harness.Build(b, ""), "bench-image-") // hard links want the same file system
+	image, err := os.MkdirTemp(harness.Build(b, ""), "bench-image-") //nolint:usetesting // hard links want the same file system
 	require.NoError(b, err)
 	b.Cleanup(func() { assert.NoError(b, os.RemoveAll(image)) })
 	base := filepath.Join(from, "templates/base")
