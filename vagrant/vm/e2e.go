@@ -13,15 +13,17 @@ import (
 
 // suites are run in this order.
 var suites = []suite{
-	{dir: "e2e", limit: 40 * time.Minute, emulated: "TestA|TestF01_AKilled|TestF03|TestN09"},
-	{dir: "e2e/network", limit: 10 * time.Minute},
+	{dir: "e2e", limit: 40 * time.Minute, emulated: "TestA01|TestA02|TestA06|TestA07|TestF01_AKilled|TestN09"},
+	{dir: "e2e/snapshot", limit: 20 * time.Minute, emulated: "TestS05_Processes"},
+	{dir: "e2e/drift", limit: 30 * time.Minute},
 	{dir: "e2e/streams", limit: 10 * time.Minute},
-	{dir: "e2e/sdk", limit: 10 * time.Minute},
-	{dir: "fault", tags: "fault", limit: 20 * time.Minute, emulated: "TestF01_EveryStep$/network.create"},
+	{dir: "e2e/network", limit: 10 * time.Minute},
+	{dir: "e2e/sdk", limit: 20 * time.Minute},
+	{dir: "fault", tags: "fault", limit: 30 * time.Minute, emulated: "TestF01_EveryStep$/network.create"},
 }
 
 // suitesLimit bounds all suites together, copies of results included.
-const suitesLimit = 70 * time.Minute
+const suitesLimit = 80 * time.Minute
 
 // Places in the machine and, under build/e2e, here.
 const (
