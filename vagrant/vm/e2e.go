@@ -13,7 +13,7 @@ import (
 
 // suites are run in this order.
 var suites = []suite{
-	{dir: "e2e", limit: 40 * time.Minute, emulated: "TestA01|TestA02|TestA06|TestA07|TestF01_AKilled|TestN09"},
+	{dir: "e2e", limit: 40 * time.Minute, emulated: "TestA01_One|TestA02|TestA06|TestA07|TestN09_AGuest"},
 	{dir: "e2e/snapshot", limit: 20 * time.Minute, emulated: "TestS05_Processes"},
 	{dir: "e2e/drift", limit: 30 * time.Minute},
 	{dir: "e2e/streams", limit: 10 * time.Minute},
