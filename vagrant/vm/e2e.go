@@ -19,7 +19,7 @@ var suites = []suite{
 	{dir: "e2e/streams", limit: 10 * time.Minute},
 	{dir: "e2e/network", limit: 10 * time.Minute},
 	{dir: "e2e/sdk", limit: 20 * time.Minute},
-	{dir: "fault", tags: "fault", limit: 30 * time.Minute, emulated: "TestF01_EveryStep$/network.create"},
+	{dir: "fault", tags: "fault", limit: 30 * time.Minute, emulated: "TestF01_EveryStep$/network.create/veth_after_kill"},
 }
 
 // suitesLimit bounds all suites together, copies of results included.
