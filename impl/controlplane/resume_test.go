@@ -162,3 +162,27 @@ func TestTurnsAreTakenOneAfterTheOther(t *testing.T) {
 	second()
 	assert.Empty(t, all.taken, "nothing is kept of what nobody waits for")
 }
+
+// TestP08_TrafficThroughTheDoorWakes: the door is told that a sandbox sleeps, and by whom it is woken.
+func TestP08_TrafficThroughTheDoorWakes(t *testing.T) {
+	p, a := startWithAgent(t)
+	ask := func(id string) int {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+p.proxy+"/", nil)
+		require.NoError(t, err)
+		req.Header.Set("E2b-Sandbox-Id", id)
+		req.Header.Set("E2b-Sandbox-Port", "8080")
+		res, err := p.client.Do(req)
+		require.NoError(t, err)
+		require.NoError(t, res.Body.Close())
+		return res.StatusCode
+	}
+	id := p.create(map[string]any{"autoResume": resumes}).SandboxID
+	awake := ask(id)
+	require.NotEqual(t, http.StatusBadGateway, awake)
+	p.pause(id)
+	assert.Equal(t, awake, ask(id), "it was not woken")
+	assert.Equal(t, isRunning, a.state(id))
+	plain := p.create(nil).SandboxID
+	p.pause(plain)
+	assert.Equal(t, http.StatusBadGateway, ask(plain), "it did not ask for that")
+}
