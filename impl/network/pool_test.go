@@ -167,7 +167,7 @@ func TestN02_ACreateTakesAReadyNetworkByItsPolicyAlone(t *testing.T) {
 		assert.Equal(t, Slot(1), slot, "the oldest first")
 		require.NoError(t, p.Create(t.Context(), slot, Policy{AllowInternet: true}))
 		synctest.Wait()
-		assert.Equal(t, []string{"hand over 1", "ready 4"}, p.acts())
+		assert.ElementsMatch(t, []string{"hand over 1", "ready 4"}, p.acts(), "at the same time")
 		assert.Equal(t, fmt.Sprint(Policy{AllowInternet: true}), p.now()[1])
 		assert.Equal(t, []Slot{2, 3, 4}, p.Ready())
 		p.end(t, slot)
@@ -189,7 +189,7 @@ func TestN02_AReservedNetworkThatIsNotCreatedIsRemoved(t *testing.T) {
 	inBubble(t, 1, 0, func(t *testing.T, p *pooled) {
 		p.begin(t)
 		p.end(t, p.reserve(t))
-		assert.Equal(t, "remove 1", p.acts()[0])
+		assert.Contains(t, p.acts(), "remove 1")
 		require.NoError(t, p.cfg.Slots.Claim(1))
 		require.NoError(t, p.cfg.Slots.Release(1))
 	})
