@@ -201,6 +201,18 @@ func startPaperAgent(t *testing.T, root string) paperAgent {
 // end lets go of everything, so that the file system can be unmounted.
 func (a paperAgent) end() { require.NoError(a.t, a.Close(context.Background(), true)) }
 
+// leave ends the agent, which finds in its next life what there is now.
+func (a paperAgent) leave() { require.NoError(a.t, a.Close(context.Background(), false)) }
+
+// recover is what an agent does first.
+func (a paperAgent) recover() error {
+	finish, err := a.Recover()
+	if err == nil {
+		_, err = finish(a.t.Context())
+	}
+	return err
+}
+
 func (a paperAgent) dir(id string) string { return filepath.Join(a.root, "sandboxes", id) }
 
 func (a paperAgent) machine(id string) *paperMachine {

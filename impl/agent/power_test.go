@@ -31,6 +31,7 @@ type held struct {
 
 // history is what was done on a disk, step by step; contents are those of snapshots, by their IDs.
 type history struct {
+	before   held // when the recording began
 	steps    []held
 	contents map[string]content
 	// met are the states from which an agent has gone on.
@@ -52,53 +53,83 @@ func powerSeed(t *testing.T) *rand.Rand {
 	return rand.New(rand.NewPCG(seed, 1))
 }
 
+// life is an agent at work on the recorded disk.
+type life struct {
+	history
+	paperAgent
+	mark   func(string)
+	random *rand.Rand
+	now    held
+	last   content
+}
+
+func begin(t *testing.T, root string, mark func(string), random *rand.Rand) *life {
+	t.Helper()
+	return &life{
+		history: history{contents: map[string]content{}, met: map[string]string{}}, paperAgent: startPaperAgent(t, root),
+		mark: mark, random: random, now: held{snapshots: map[string]string{}},
+	}
+}
+
+// act does something between two marks; after says what is there from then on.
+func (l *life) act(do func() error, after func()) {
+	l.t.Helper()
+	l.mark(fmt.Sprintf("begin-%d", len(l.steps)))
+	require.NoError(l.t, do())
+	l.now.snapshots = maps.Clone(l.now.snapshots)
+	after()
+	l.steps = append(l.steps, l.now)
+	l.mark(fmt.Sprintf("end-%d", len(l.steps)-1))
+}
+
+func (l *life) kept(place string) {
+	l.t.Helper()
+	m, err := snapshot.Read(filepath.Join(l.root, place))
+	require.NoError(l.t, err)
+	l.now.snapshots[place], l.contents[m.ID] = m.ID, l.last
+}
+
+func (l *life) work() { l.last = l.machine(theSandbox).work(l.t, l.random) }
+
+func (l *life) create() {
+	l.act(func() error {
+		_, err := l.Create(l.t.Context(), sandbox.CreateRequest{ID: theSandbox, Template: "base", Timeout: time.Hour})
+		return err
+	}, func() {})
+}
+
+func (l *life) pause() {
+	l.work()
+	l.act(func() error { _, err := l.Pause(l.t.Context(), theSandbox, false); return err },
+		func() { l.kept(theSnapshot); l.now.paused = true })
+}
+
+func (l *life) resume() {
+	l.act(func() error { _, err := l.Resume(l.t.Context(), theSandbox, time.Hour, false, false); return err },
+		func() { l.now.paused = false })
+	l.last.same(l.t, l.machine(theSandbox).content(l.t), "before any power failure")
+}
+
+func (l *life) name(name string) {
+	l.act(func() error { _, _, err := l.Snapshot(l.t.Context(), theSandbox, name); return err }, func() { l.kept("snapshots/" + name) })
+}
+
 // live lets an agent pause, resume and snapshot on the recorded disk.
 func live(t *testing.T, w *writeLog, random *rand.Rand) history {
 	t.Helper()
-	a := startPaperAgent(t, w.mount)
-	defer a.end()
-	ctx := t.Context()
-	h := history{contents: map[string]content{}, met: map[string]string{}}
-	now := held{snapshots: map[string]string{}}
-	var last content
-	act := func(do func() error, after func()) {
-		w.mark(fmt.Sprintf("begin-%d", len(h.steps)))
-		require.NoError(t, do())
-		now.snapshots = maps.Clone(now.snapshots)
-		after()
-		h.steps = append(h.steps, now)
-		w.mark(fmt.Sprintf("end-%d", len(h.steps)-1))
-	}
-	kept := func(place string) {
-		m, err := snapshot.Read(filepath.Join(w.mount, place))
-		require.NoError(t, err)
-		now.snapshots[place], h.contents[m.ID] = m.ID, last
-	}
-	pause := func() {
-		last = a.machine(theSandbox).work(t, random)
-		act(func() error { _, err := a.Pause(ctx, theSandbox, false); return err }, func() { kept(theSnapshot); now.paused = true })
-	}
-	resume := func() {
-		act(func() error { _, err := a.Resume(ctx, theSandbox, time.Hour, false, false); return err }, func() { now.paused = false })
-		last.same(t, a.machine(theSandbox).content(t), "before any power failure")
-	}
-	name := func(name string) {
-		act(func() error { _, _, err := a.Snapshot(ctx, theSandbox, name); return err }, func() { kept("snapshots/" + name) })
-	}
-	act(func() error {
-		_, err := a.Create(ctx, sandbox.CreateRequest{ID: theSandbox, Template: "base", Timeout: time.Hour})
-		return err
-	}, func() {})
-	pause()
-	resume()
-	pause()
-	name("gold") // of one that is paused
-	resume()
-	last = a.machine(theSandbox).work(t, random)
-	name("fork") // of one that runs
-	pause()
-	act(func() error { return a.DeleteSnapshot("gold", false) }, func() { delete(now.snapshots, "snapshots/gold") })
-	return h
+	l := begin(t, w.mount, w.mark, random)
+	defer l.end()
+	l.create()
+	l.pause()
+	l.resume()
+	l.pause()
+	l.name("gold") // of one that is paused
+	l.resume()
+	l.work()
+	l.name("fork") // of one that runs
+	l.pause()
+	l.act(func() error { return l.DeleteSnapshot("gold", false) }, func() { delete(l.now.snapshots, "snapshots/gold") })
+	return l.history
 }
 
 // TestS08_APowerFailureLeavesTheOldOrTheNew cuts the power of a host at each moment at which something became
@@ -110,16 +141,22 @@ func TestS08_APowerFailureLeavesTheOldOrTheNew(t *testing.T) {
 			random := powerSeed(t)
 			w := recordWrites(t, fs, func(mount string) { paperImage(t, mount) })
 			h := live(t, w, random)
-			w.stop()
-			seen := map[string]int{}
-			start := time.Now()
-			moments := w.replay(random, func(mount string, marks []string) {
-				seen[h.check(t, mount, marks)]++
-			})
-			t.Logf("%d writes, %d moments in %v: %v", len(w.entries), moments, time.Since(start).Round(time.Second), seen)
-			assert.Greater(t, len(seen), 2*len(h.steps)-5, "too few of the states in between were met")
+			h.cutEverywhere(t, w, random)
 		})
 	}
+}
+
+// cutEverywhere ends the recording and looks at each moment of it.
+func (h history) cutEverywhere(t *testing.T, w *writeLog, random *rand.Rand) {
+	t.Helper()
+	w.stop()
+	seen := map[string]int{}
+	start := time.Now()
+	moments := w.replay(random, func(mount string, marks []string) {
+		seen[h.check(t, mount, marks)]++
+	})
+	t.Logf("%d writes, %d moments in %v: %v", len(w.entries), moments, time.Since(start).Round(time.Second), seen)
+	assert.Greater(t, len(seen), 2*len(h.steps)-5, "too few of the states in between were met")
 }
 
 // check looks at a disk after a power failure. It returns what it has found, in a few words.
@@ -133,7 +170,7 @@ func (h history) check(t *testing.T, root string, marks []string) string {
 		}
 		require.NoError(t, err)
 	}
-	var before held
+	before, created := h.before, done >= 0 || len(h.before.snapshots) > 0
 	if done >= 0 {
 		before = h.steps[done]
 	}
@@ -148,7 +185,7 @@ func (h history) check(t *testing.T, root string, marks []string) string {
 	}
 	slices.Sort(places)
 	journal, err := os.ReadFile(filepath.Join(root, "sandboxes", theSandbox, "journal"))
-	assert.True(t, err == nil || done < 0, "%s: the journal is lost: %v", when, err)
+	assert.True(t, err == nil || !created, "%s: the journal is lost: %v", when, err)
 	state := fmt.Sprint(done, begun, string(journal))
 	for _, place := range slices.Compact(places) {
 		m, err := snapshot.Load(t.Context(), filepath.Join(root, place))
@@ -159,10 +196,10 @@ func (h history) check(t *testing.T, root string, marks []string) string {
 		require.NoError(t, err, "%s: %s", when, place)
 		assert.Contains(t, []string{before.snapshots[place], after.snapshots[place]}, m.ID, "%s: %s is another", when, place)
 		h.whole(t, filepath.Join(root, place), m, when)
-		state += m.ID
+		state += fmt.Sprint(m.ID, m.Layers)
 	}
 	if h.met[state] == "" {
-		h.met[state] = h.goOn(t, root, before.paused && after.paused, done >= 0, when)
+		h.met[state] = h.goOn(t, root, before.paused && after.paused, created, when)
 	}
 	return fmt.Sprintf("%d+%d %s", done, begun-done, h.met[state])
 }
@@ -200,10 +237,7 @@ func (h history) goOn(t *testing.T, root string, paused, created bool, when stri
 	}
 	a := startPaperAgent(t, root)
 	defer a.end()
-	finish, err := a.Recover()
-	require.NoError(t, err, when)
-	_, err = finish(t.Context())
-	require.NoError(t, err, when)
+	require.NoError(t, a.recover(), when)
 	same := func(id, place string) {
 		m, err := snapshot.Read(filepath.Join(root, place))
 		require.NoError(t, err, when)
