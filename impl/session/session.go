@@ -219,9 +219,10 @@ func (s *session) kill(ctx context.Context) {
 	}
 }
 
-// send writes one message past the queue, before there is one.
+// send writes one message past the queue, before there is one. The end of ctx does not stop it: it would tear the
+// connection, and with it what the client is to be told of the end.
 func (s *session) send(ctx context.Context, m message) error {
-	ctx, cancel := context.WithTimeout(ctx, s.clocks.Farewell)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.clocks.Farewell)
 	defer cancel()
 	return s.conn.Write(ctx, m.kind, m.data)
 }
