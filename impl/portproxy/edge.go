@@ -38,7 +38,7 @@ type EdgeConfig struct {
 	Lookup func(ctx context.Context, id string) (AgentTarget, error)
 	// Bulk carries users' own ports (transport.NewProxyTransport).
 	Bulk http.RoundTripper
-	// Streams carries the guest daemon's port, over which terminals run (transport.NewStreamTransport).
+	// Streams carries the guest daemon's port, over which terminals run (transport.NewStreamProxyTransport).
 	Streams http.RoundTripper
 	// Resumer, if set, wakes sandboxes for which Lookup says ErrPaused; without it they answer as unknown.
 	Resumer Resumer
