@@ -92,7 +92,9 @@ type Config struct {
 	// Terminal: the program runs on a terminal. Without, it has pipes.
 	Terminal bool
 	Clocks   Clocks
-	Logger   *slog.Logger
+	// Sent is told of each message of the program's, before it is sent, how many bytes it has; may be nil.
+	Sent   func(n int)
+	Logger *slog.Logger
 }
 
 // Serve answers r with a WebSocket and holds the conversation until it is over or ctx ends. A request that is
@@ -107,6 +109,9 @@ func Serve(ctx context.Context, w http.ResponseWriter, r *http.Request, cfg Conf
 		return // it has been answered
 	}
 	conn.SetReadLimit(maxMessage)
+	if cfg.Sent == nil {
+		cfg.Sent = func(int) {}
+	}
 	s := &session{
 		cfg: cfg, clocks: cfg.Clocks.complete(cfg.Terminal), conn: conn,
 		out: make(chan message, queueLen), pongs: make(chan struct{}, 1), input: newInput(maxInput),
