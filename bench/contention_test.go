@@ -19,6 +19,8 @@ const (
 	// slowEcho is the most that a terminal on a busy connection may take in the middle before its user sees
 	// it: a tenth of a second.
 	slowEcho = 100 * time.Millisecond
+	// queued is less than half of what a full queue of the slow link holds, 50 ms, whatever the machine's speed.
+	queued = 20 * time.Millisecond
 	// betterBy is how many times as long as by connections of its own an echo is waited for before the one
 	// connection counts as blocked.
 	betterBy = 20
@@ -56,6 +58,20 @@ func TestT07_DownloadsDelayTerminalsOnOneConnection(t *testing.T) {
 	require.NoError(t, err)
 	t.Logf("p50: isolated %v, one connection %v", isolated, slow)
 	assert.Greater(t, slow, slowEcho)
+}
+
+// TestT07_TerminalsPassDownloadsInAQueueWithBands: where the link's queue has bands, as most hosts' have, a terminal
+// does not wait for what is queued there.
+func TestT07_TerminalsPassDownloadsInAQueueWithBands(t *testing.T) {
+	echoBeside := func(bands bool) time.Duration {
+		g := ground.New(t, ground.Config{Congestion: "reno", Bands: bands})
+		took, err := beside(t, g, g.Slow(), ground.Isolated, load.Flood, typing.Limit)
+		require.NoError(t, err)
+		return took
+	}
+	plain, bands := echoBeside(false), echoBeside(true)
+	t.Logf("p50: plain queue %v, bands %v", plain, bands)
+	assert.Greater(t, plain-bands, queued, "what waits in the link's queue still delays a terminal")
 }
 
 // beside returns how long an echo takes beside a load, in the middle, or echo.ErrBlocked.

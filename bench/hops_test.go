@@ -29,6 +29,7 @@ func BenchmarkHops(b *testing.B) {
 		{"5-envd", g.ToEnvd},
 		{"6-envd-agent", g.ToAgent},
 		{"7-envd-agent-controlplane", opened(ground.Isolated)},
+		{"8-envd-agent-websocket", opened(ground.IsolatedWS)},
 	} {
 		b.Run("way="+step.name, func(b *testing.B) {
 			c, err := step.open()

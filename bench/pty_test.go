@@ -43,8 +43,8 @@ func BenchmarkPTYReno(b *testing.B) {
 // having a priority.
 func BenchmarkPTYBands(b *testing.B) {
 	g := ground.New(b, ground.Config{Congestion: "reno", Bands: true})
-	for _, kind := range []load.Kind{load.None, load.Downloads} {
-		for _, d := range []ground.Design{ground.Isolated, ground.Shared, ground.SSH, ground.SSHSecond, ground.TCPHops} {
+	for _, kind := range []load.Kind{load.None, load.Jupyter, load.Downloads, load.All} {
+		for _, d := range []ground.Design{ground.Isolated, ground.IsolatedWS, ground.Shared, ground.SSH, ground.SSHSecond, ground.TCPHops} {
 			runPTY(b, g, g.Slow(), "-bands", d, kind)
 		}
 	}

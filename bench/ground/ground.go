@@ -45,6 +45,7 @@ const (
 	echoPort    = 7007
 	echoPTYPort = 7008
 	envdPort    = 49983
+	apiPort     = 3000
 	proxyPort   = 3002
 	sharedPort  = 4002 // both hops of the one-connection design
 	rawPort     = 5001 // both relays to the guest's echo
@@ -104,7 +105,7 @@ func New(tb testing.TB, cfg Config) *Ground {
 	}
 	g.Cluster = harness.StartClusterWith(tb, harness.ClusterConfig{
 		Nodes: 1, AgentFlags: flags, Prepare: prepare,
-		ControlPlaneFlags: []string{"--proxy-listen", fmt.Sprintf("0.0.0.0:%d", proxyPort)},
+		ControlPlaneFlags: []string{"--proxy-listen", fmt.Sprintf("0.0.0.0:%d", proxyPort), "--api-listen", fmt.Sprintf("0.0.0.0:%d", apiPort)},
 	})
 	g.Client = harness.NewHost(tb, "client")
 	prepare(g.Client)

@@ -21,7 +21,8 @@ The guest's network card: an agent limits what a guest sends (200 MB/s by defaul
 queue, and all that the guest sends waits there, tcp-hops included.
 The link: connections compete in its queue. This one is a plain queue of 50 ms, and as many flows as downloads fill it;
 ssh carries all downloads in one flow, whose share of a queue on the same machine the kernel bounds (TCP small queues),
-so that it seems faster here than it would with the bottleneck elsewhere. A queue per flow (fq_codel, as most Linux
-routers have) would let a separate terminal pass at once, and could not help a shared connection; nor could a queue with bands (pfifo_fast), where a
-socket's priority counts.
+so that it seems faster here than it would with the bottleneck elsewhere. No socket option passes a plain queue: compare
+isolated there with tcp-hops. In a queue with bands (100mbit-bands: pfifo_fast behind the same limit) a socket's
+priority counts. The isolated designs and OpenSSH set it, tcp-hops does not, and for a shared connection it would be of
+no use. A queue per flow (fq_codel, as most Linux routers have) would let a separate terminal pass too.
 `

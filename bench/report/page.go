@@ -25,7 +25,7 @@ func write(dir string) error {
 	}
 	var page strings.Builder
 	page.WriteString("# Terminals beside heavy ports\n\nHow long a keystroke takes to come back, in milliseconds. `isolated` is Wrenn, " +
-		"the real programs; `shared` sends terminals and ports through one HTTP/2 connection per hop; the others are rulers. " +
+		"the real programs, with a terminal as E2B's SDKs have one (a call per key), `isolated-ws` the same with one as Wrenn's own page has it (a WebSocket to the control plane); `shared` sends terminals and ports through one HTTP/2 connection per hop; the others are rulers. " +
 		"`tcp-hops` is a byte relayed by plain TCP over as many hops to the same guest, without a terminal: what it takes beside a load is the kernel's, the machine's and the link's share.\n\n")
 	page.WriteString("| fact | |\n|---|---|\n")
 	for _, f := range r.facts {

@@ -146,17 +146,19 @@ func TestT07_RealSocketsOfTerminalsAndPorts(t *testing.T) {
 
 	socket.seen.Reset()
 	socket.input("go\n")
-	for socket.seen.Len() < size {
+	for socket.seen.Len() < size+len("\n") {
 		_, err := socket.next()
 		require.NoError(t, err)
 	}
+	time.Sleep(500 * time.Millisecond) // the input's own answer, and acknowledgements
 	afterSocket := take()
 	planes["terminal by WebSocket"] = afterSocket.since(start, least)
 
 	_, err = io.WriteString(rpc, "go\n")
 	require.NoError(t, err)
-	_, err = io.CopyN(io.Discard, rpc, size)
+	_, err = io.CopyN(io.Discard, rpc, size+1)
 	require.NoError(t, err)
+	time.Sleep(500 * time.Millisecond)
 	afterRPC := take()
 	planes["terminal by Connect"] = afterRPC.since(afterSocket, least)
 

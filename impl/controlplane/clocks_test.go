@@ -27,12 +27,12 @@ const tick = 150 * time.Millisecond
 
 // shorten shortens the clocks of one server or transport, all but that of dials, which is over when a stream
 // begins.
-func shorten(srv *http.Server, tr *http.Transport) {
+func shorten(srv *http.Server, tr *transport.Direct) {
 	if srv != nil {
 		srv.ReadHeaderTimeout, srv.IdleTimeout = tick, tick
 	}
 	if tr != nil {
-		tr.IdleConnTimeout, tr.ExpectContinueTimeout, tr.TLSHandshakeTimeout = tick, tick, tick
+		tr.KeepIdle(tick)
 	}
 }
 
@@ -86,7 +86,7 @@ func TestT04_StreamsOutliveEveryTimeout(t *testing.T) {
 	connect := func(base string, header http.Header) func(t *testing.T, script string) terminal {
 		tr := transport.NewStreamTransport()
 		t.Cleanup(tr.CloseIdleConnections)
-		shorten(nil, tr)
+		tr.IdleConnTimeout, tr.ExpectContinueTimeout, tr.TLSHandshakeTimeout = tick, tick, tick
 		guest, err := envdclient.New(envdclient.Config{BaseURL: base, Headers: header, HTTPClient: &http.Client{Transport: tr}, AccessToken: sb.EnvdAccessToken})
 		require.NoError(t, err)
 		return func(t *testing.T, script string) terminal {

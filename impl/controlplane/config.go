@@ -9,6 +9,7 @@ import (
 
 	"wrenn/impl/agentclient"
 	"wrenn/impl/session"
+	"wrenn/impl/transport"
 )
 
 // Defaults of Config.
@@ -50,7 +51,7 @@ type Config struct {
 	Logger *slog.Logger
 
 	// tune changes each server and transport before its first use; for tests that shorten their clocks.
-	tune func(*http.Server, *http.Transport)
+	tune func(*http.Server, *transport.Direct)
 }
 
 // Addresses are where a running control plane listens, as host:port.

@@ -35,11 +35,11 @@ type server struct {
 	// guests' daemons.
 	life     context.Context //nolint:containedctx // a WebSocket outlives its request's context
 	sessions sync.WaitGroup
-	streams  *http.Transport
+	streams  *transport.Direct
 }
 
 func newServer(ctx context.Context, cfg Config, st *store.Store, agents []*agentclient.Client) (*server, error) {
-	s := &server{cfg: cfg, store: st, agents: agents, life: ctx, streams: transport.NewStreamTransport()}
+	s := &server{cfg: cfg, store: st, agents: agents, life: ctx, streams: transport.NewStreamProxyTransport()}
 	var err error
 	s.contract, err = newContract(ctx, map[string]handler{
 		"health":          s.health,

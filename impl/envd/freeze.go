@@ -71,7 +71,7 @@ type connKey struct{}
 func (c *connections) watch(srv *http.Server) {
 	c.open = map[net.Conn]struct{}{}
 	srv.ConnContext = func(ctx context.Context, conn net.Conn) context.Context {
-		return context.WithValue(ctx, connKey{}, conn)
+		return context.WithValue(ctx, connKey{}, &tracked{Conn: conn})
 	}
 	srv.ConnState = func(conn net.Conn, state http.ConnState) {
 		c.mu.Lock()
@@ -89,11 +89,11 @@ func (c *connections) watch(srv *http.Server) {
 // cutOthers resets every connection but that of r. Who reads a process's output over one is gone then; the
 // process and what its terminal showed are not.
 func (c *connections) cutOthers(r *http.Request) {
-	own, _ := r.Context().Value(connKey{}).(net.Conn)
+	own, _ := r.Context().Value(connKey{}).(*tracked)
 	c.mu.Lock()
 	var others []net.Conn
 	for conn := range c.open {
-		if conn != own {
+		if own == nil || conn != own.Conn {
 			others = append(others, conn)
 		}
 	}

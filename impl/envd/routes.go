@@ -46,7 +46,7 @@ func (d *daemon) routes() http.Handler {
 	locked("/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		answer.Error(w, http.StatusNotFound, "no such route: "+r.Method+" "+r.URL.Path)
 	}))
-	return withCORS(stream.Middleware(mux))
+	return withCORS(markStreams(stream.Middleware(mux)))
 }
 
 // tokenHeader carries the access token.

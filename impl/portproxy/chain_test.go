@@ -65,7 +65,7 @@ func newChain(t *testing.T, guest net.Addr, settings ...func(*chain)) *chain {
 	t.Cleanup(c.agent.Close)
 	agentURL, err := url.Parse(c.agent.URL)
 	require.NoError(t, err)
-	bulk, streams := transport.NewProxyTransport(), transport.NewStreamTransport()
+	bulk, streams := transport.NewProxyTransport(), transport.NewStreamProxyTransport()
 	t.Cleanup(bulk.CloseIdleConnections)
 	t.Cleanup(streams.CloseIdleConnections)
 	edge := httptest.NewUnstartedServer(nil)

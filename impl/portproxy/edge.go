@@ -36,9 +36,9 @@ type EdgeConfig struct {
 	// Lookup finds the agent of a sandbox. Its errors are ErrNotFound, ErrPaused, ErrTransition,
 	// ErrUnreachable, or others, which answer 500.
 	Lookup func(ctx context.Context, id string) (AgentTarget, error)
-	// Bulk carries users' own ports (transport.NewProxyTransport).
+	// Bulk carries users' own ports and whole files (transport.NewProxyTransport).
 	Bulk http.RoundTripper
-	// Streams carries the guest daemon's port, over which terminals run (transport.NewStreamTransport).
+	// Streams carries the guest daemon's calls, over which terminals run (transport.NewStreamProxyTransport).
 	Streams http.RoundTripper
 	// Resumer, if set, wakes sandboxes for which Lookup says ErrPaused; without it they answer as unknown.
 	Resumer Resumer
@@ -145,14 +145,15 @@ func (e *Edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		a.write(w, r)
 		return
 	}
-	proxy := e.bulk
-	if to.port == EnvdPort {
-		proxy = e.streams
-		transport.PreferLatency(r)
+	proxy, flow := e.bulk, (*transport.Flow)(nil)
+	if to.isStream(r.URL.Path) {
+		proxy, flow = e.streams, transport.PreferLatency(r)
+	} else {
+		transport.PreferThroughput(r)
 	}
 	_, _, byName := nameLabel(r.Host)
 	in := routed{to: to, target: target, host: r.Host, byName: byName}
-	e.tunnels.pass(proxy, w, r.WithContext(context.WithValue(r.Context(), routedKey{}, in)), func() {})
+	e.tunnels.pass(proxy, flow, w, r.WithContext(context.WithValue(r.Context(), routedKey{}, in)), func() {})
 }
 
 // find looks the sandbox up, holds the traffic token against it, and wakes it where it sleeps.

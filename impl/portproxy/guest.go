@@ -37,7 +37,7 @@ type guest struct {
 	addr      netip.Addr
 	dial      func(ctx context.Context, network, addr string) (net.Conn, error)
 	transport *transport.Direct // to users' ports
-	streams   *http.Transport   // to the daemon's
+	streams   *transport.Direct // to the daemon's
 
 	inFlight atomic.Int64 // exchanges under way
 

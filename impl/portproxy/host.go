@@ -160,8 +160,11 @@ func (h *Host) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		a.write(w, r)
 		return
 	}
-	if to.port == EnvdPort {
-		transport.PreferLatency(r)
+	flow := (*transport.Flow)(nil)
+	if to.isStream(decoded) {
+		flow = transport.PreferLatency(r)
+	} else {
+		transport.PreferThroughput(r)
 	}
 	if g.inFlight.Add(1) > int64(h.cfg.MaxInFlight) {
 		g.inFlight.Add(-1)
@@ -169,7 +172,7 @@ func (h *Host) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	proxy := g.proxy(to.port, r.Host, func() *httputil.ReverseProxy { return h.newProxy(g, to) })
-	h.tunnels.pass(proxy, w, r, func() { g.inFlight.Add(-1) })
+	h.tunnels.pass(proxy, flow, w, r, func() { g.inFlight.Add(-1) })
 }
 
 // pathForm is the form of references in the answer to out, a request as it went to the guest.

@@ -121,3 +121,9 @@ func digits(s string) bool {
 func (to route) forbidden(decoded string) bool {
 	return to.port == EnvdPort && slices.Contains(controlRoutes, path.Clean("/"+decoded))
 }
+
+// isStream says whether decoded, a decoded URL path, is one of the daemon's calls, terminals among them, and not
+// one of users' ports nor the daemon's way to move whole files.
+func (to route) isStream(decoded string) bool {
+	return to.port == EnvdPort && decoded != "/files"
+}

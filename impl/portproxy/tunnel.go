@@ -15,6 +15,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"wrenn/impl/transport"
 )
 
 // DefaultTunnelIdle is how long an upgraded connection may carry no byte either way. A WebSocket that is
@@ -226,12 +228,13 @@ func closeWrite(c net.Conn) error {
 
 // pass hands a request to proxy such that its answer comes back as the guest sent it, and may begin before
 // the body has been read: left to itself, net/http's server would first swallow what is left of the body.
-// It calls done when the exchange is over, which for an upgraded connection is later than its return.
-func (ts *tunnels) pass(proxy *httputil.ReverseProxy, w http.ResponseWriter, r *http.Request, done func()) {
+// It calls done when the exchange is over, which for an upgraded connection is later than its return. flow is told
+// what is sent to the client.
+func (ts *tunnels) pass(proxy *httputil.ReverseProxy, flow *transport.Flow, w http.ResponseWriter, r *http.Request, done func()) {
 	_ = http.NewResponseController(w).EnableFullDuplex() // an error means that it cannot be otherwise
 	if !wantsUpgrade(r) {
 		defer done()
-		v := &verbatim{ResponseWriter: w}
+		v := &verbatim{ResponseWriter: w, flow: flow}
 		r = r.WithContext(context.WithValue(r.Context(), verbatimKey{}, v))
 		v.body = watchBody(r)
 		proxy.ServeHTTP(v, r)

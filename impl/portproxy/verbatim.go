@@ -63,6 +63,7 @@ type verbatim struct {
 	soon bool
 	// body is the request's, nil where there is none.
 	body *sentBody
+	flow *transport.Flow
 }
 
 type verbatimKey struct{}
@@ -119,6 +120,7 @@ func (v *verbatim) WriteHeader(code int) {
 
 // Write sends p at once.
 func (v *verbatim) Write(p []byte) (int, error) {
+	v.flow.Sent(len(p))
 	n, err := v.ResponseWriter.Write(p)
 	v.flush()
 	return n, err

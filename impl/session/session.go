@@ -92,7 +92,9 @@ type Config struct {
 	// Terminal: the program runs on a terminal. Without, it has pipes.
 	Terminal bool
 	Clocks   Clocks
-	Logger   *slog.Logger
+	// Sent is told of each message of the program's, before it is sent, how many bytes it has; may be nil.
+	Sent   func(n int)
+	Logger *slog.Logger
 }
 
 // Serve answers r with a WebSocket and holds the conversation until it is over or ctx ends. A request that is
@@ -107,6 +109,9 @@ func Serve(ctx context.Context, w http.ResponseWriter, r *http.Request, cfg Conf
 		return // it has been answered
 	}
 	conn.SetReadLimit(maxMessage)
+	if cfg.Sent == nil {
+		cfg.Sent = func(int) {}
+	}
 	s := &session{
 		cfg: cfg, clocks: cfg.Clocks.complete(cfg.Terminal), conn: conn,
 		out: make(chan message, queueLen), pongs: make(chan struct{}, 1), input: newInput(maxInput),
@@ -219,9 +224,10 @@ func (s *session) kill(ctx context.Context) {
 	}
 }
 
-// send writes one message past the queue, before there is one.
+// send writes one message past the queue, before there is one. The end of ctx does not stop it: it would tear the
+// connection, and with it what the client is to be told of the end.
 func (s *session) send(ctx context.Context, m message) error {
-	ctx, cancel := context.WithTimeout(ctx, s.clocks.Farewell)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.clocks.Farewell)
 	defer cancel()
 	return s.conn.Write(ctx, m.kind, m.data)
 }

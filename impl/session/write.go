@@ -100,6 +100,7 @@ func (s *session) writeQueue(ctx, sending context.Context) ending {
 			}
 			m = queued
 		}
+		s.cfg.Sent(len(m.data))
 		if err := s.conn.Write(sending, m.kind, m.data); err != nil {
 			// The viewer has gone, or has had its time.
 			if s.deadline.isOver() {

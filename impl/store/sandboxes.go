@@ -111,6 +111,7 @@ func (s *Store) Insert(ctx context.Context, sb Sandbox) error {
 	if err != nil {
 		return err
 	}
+	defer s.recent.forget(sb.ID)()
 	res, err := s.write.ExecContext(ctx, `INSERT INTO sandboxes (`+columns+`)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20) ON CONFLICT (id) DO NOTHING`, values...)
 	return changed(res, err, "insert", sb.ID, ErrExists)
@@ -159,6 +160,7 @@ func (s *Store) update(ctx context.Context, sb Sandbox) error {
 	if err != nil {
 		return err
 	}
+	defer s.recent.forget(sb.ID)()
 	res, err := s.write.ExecContext(ctx, `UPDATE sandboxes SET template = $2, agent = $3, state = $4, metadata = $5,
 		created_at = $6, started_at = $7, end_at = $8, on_timeout = $9, allow_internet = $10, vcpus = $11,
 		memory_mib = $12, disk_mib = $13, envd_version = $14, version = $15 + 1, network = $16,
@@ -168,6 +170,7 @@ func (s *Store) update(ctx context.Context, sb Sandbox) error {
 
 // Delete removes a sandbox's row. One that is not there is no error.
 func (s *Store) Delete(ctx context.Context, id string) error {
+	defer s.recent.forget(id)()
 	if _, err := s.write.ExecContext(ctx, `DELETE FROM sandboxes WHERE id = $1`, id); err != nil {
 		return fmt.Errorf("delete sandbox %s: %w", id, err)
 	}
@@ -176,6 +179,7 @@ func (s *Store) Delete(ctx context.Context, id string) error {
 
 // DeleteVersion removes a sandbox's row if it is still of that version, else it returns ErrConflict.
 func (s *Store) DeleteVersion(ctx context.Context, id string, version int64) error {
+	defer s.recent.forget(id)()
 	res, err := s.write.ExecContext(ctx, `DELETE FROM sandboxes WHERE id = $1 AND version = $2`, id, version)
 	return changed(res, err, "delete", id, ErrConflict)
 }

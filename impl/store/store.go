@@ -41,6 +41,8 @@ var migrations embed.FS
 type Store struct {
 	write *sql.DB // one connection: SQLite has one writer, and waiting in Go beats SQLITE_BUSY
 	read  *sql.DB
+
+	recent recent
 }
 
 // Open opens the SQLite file at path, made with mode 0600 if it is not there, and brings its tables up to

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -180,4 +181,19 @@ func BenchmarkInsert(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// TestRecentRowsOfAnotherProcessAreASecondOldAtMost: a Store cannot see what is written past it.
+func TestRecentRowsOfAnotherProcessAreASecondOldAtMost(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "wrenn.db")
+	one, other := open(t, path), open(t, path)
+	defer func() { require.NoError(t, errors.Join(one.Close(), other.Close())) }()
+	require.NoError(t, one.Insert(t.Context(), store.Sandbox{ID: "a", State: store.Running}))
+	_, err := one.GetRecent(t.Context(), "a")
+	require.NoError(t, err)
+	require.NoError(t, other.Delete(t.Context(), "a"))
+	require.Eventually(t, func() bool {
+		_, err := one.GetRecent(t.Context(), "a")
+		return errors.Is(err, store.ErrNotFound)
+	}, 30*time.Second, 10*time.Millisecond)
 }

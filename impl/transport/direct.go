@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"time"
 )
 
 // maxAnswerHead bounds the headers of an answer, interim ones included; it is http.Transport's own bound.
@@ -26,7 +27,14 @@ type Direct struct {
 	idle idleConns
 	// steady: the other side keeps idle connections for longer than this does, so any request may go on one.
 	steady bool
+	// whole: a short body of a known length is waited for and goes with the header, in one write and from the
+	// caller's goroutine. It is for servers that answer no request before they have its body.
+	whole bool
 }
+
+// KeepIdle changes how long a connection is kept for the next exchange, before the first one; for tests that
+// shorten clocks.
+func (t *Direct) KeepIdle(d time.Duration) { t.idle.life = d }
 
 // RoundTrip makes one exchange. As with http.Transport the answer may come before the body has been sent, and
 // a body of 101 is an io.ReadWriteCloser; of client traces it knows GotConn, Got100Continue and Got1xxResponse.

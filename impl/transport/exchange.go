@@ -65,7 +65,7 @@ func (t *Direct) exchange(r *http.Request, target string, to endpoint, conn net.
 	if trace != nil && trace.GotConn != nil {
 		trace.GotConn(httptrace.GotConnInfo{Conn: conn})
 	}
-	if err = x.send(r, target); err == nil {
+	if err = x.send(r, target, t.whole && isShort(r)); err == nil {
 		res, err = x.receive(r, trace)
 	}
 	if err != nil {
@@ -120,8 +120,8 @@ func (x *exchange) allSent() bool {
 	}
 }
 
-// send writes the request; its body follows in the background.
-func (x *exchange) send(r *http.Request, target string) error {
+// send writes the request. Its body goes with it if it is to go whole, else it follows in the background.
+func (x *exchange) send(r *http.Request, target string, whole bool) error {
 	w := writers.Get().(*bufio.Writer)
 	w.Reset(x.conn)
 	giveBack := func() {
@@ -129,6 +129,10 @@ func (x *exchange) send(r *http.Request, target string) error {
 		writers.Put(w)
 	}
 	writeHead(w, r, target, x.keep)
+	if whole {
+		defer giveBack()
+		return sendWhole(w, r)
+	}
 	// A guest that refuses an upload answers and closes, so a failed write says nothing of the answer.
 	_ = w.Flush()
 	if !hasBody(r) {

@@ -64,6 +64,27 @@ var headerValue = strings.NewReplacer("\n", " ", "\r", " ")
 // pieces are buffers for bodies: 32 KiB is what ReverseProxy copies at once.
 var pieces = sync.Pool{New: func() any { return new([32 << 10]byte) }}
 
+// shortBody is the most, in bytes, that goes with the header: a key is 30 to 100 bytes with all that is around it,
+// and header and body together should fit a bufio.Writer's 4096, which writes them at once.
+const shortBody = 2048
+
+// isShort says whether r's body may be waited for.
+func isShort(r *http.Request) bool {
+	return hasBody(r) && r.ContentLength > 0 && r.ContentLength <= shortBody && r.Header.Get("Expect") == ""
+}
+
+// sendWhole sends what w holds and r's body, which is short. As elsewhere a failed write says nothing of the answer.
+func sendWhole(w *bufio.Writer, r *http.Request) error {
+	n, err := io.Copy(w, r.Body) // to its end: who has lent it wants to know that it has been read
+	if err == nil && n != r.ContentLength {
+		err = fmt.Errorf("the request's body has %d bytes and not the %d of its length", n, r.ContentLength)
+	}
+	if err = errors.Join(err, closeBody(r)); err == nil {
+		_ = w.Flush()
+	}
+	return err
+}
+
 // writeBody sends the body piece by piece, as it comes. It returns whether it could not be written, which is
 // for the answer to explain, and why it could not be read.
 func writeBody(w *bufio.Writer, r *http.Request) (unsent bool, broken error) {

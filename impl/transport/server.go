@@ -37,7 +37,7 @@ const (
 // NewServer returns a server for handler. It has no read or write timeout, since bodies and streams live
 // as long as they need, and offers HTTP/1.1 only, with TLS too. The caller sets ErrorLog and shuts it down.
 func NewServer(handler http.Handler, kind Kind) *http.Server {
-	header, options := apiHeaderBytes, streams // the API's long answers are terminals
+	header, options := apiHeaderBytes, []option{giveUp, nimbly} // the API's long answers are terminals
 	if kind == Proxy {
 		header, options = proxyHeaderBytes, nil
 	}

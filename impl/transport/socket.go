@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -25,13 +26,13 @@ const (
 	notSentLowat = 64 << 10
 )
 
-// option is an integer socket option of TCP.
-type option struct{ name, value int }
+// option is an integer socket option.
+type option struct{ level, name, value int }
 
 var (
-	giveUp  = option{unix.TCP_USER_TIMEOUT, userTimeout}
-	nimbly  = option{unix.TCP_NOTSENT_LOWAT, notSentLowat}
-	streams = []option{giveUp, nimbly}
+	giveUp  = option{unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, userTimeout}
+	nimbly  = option{unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, notSentLowat}
+	streams = append([]option{giveUp, nimbly}, marks(true)...)
 )
 
 // control sets options on a socket that is about to connect.
@@ -39,11 +40,12 @@ func control(options []option) func(network, address string, c syscall.RawConn) 
 	return func(_, _ string, c syscall.RawConn) error { return set(c, options) }
 }
 
+// set sets options. A mark that cannot be set is not missed: the connection only is no sooner than others.
 func set(c syscall.RawConn, options []option) error {
 	var inner error
 	err := c.Control(func(fd uintptr) {
 		for _, o := range options {
-			if err := unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, o.name, o.value); err != nil {
+			if err := unix.SetsockoptInt(int(fd), o.level, o.name, o.value); err != nil && o.level == unix.IPPROTO_TCP {
 				inner = err
 			}
 		}
@@ -56,6 +58,12 @@ func set(c syscall.RawConn, options []option) error {
 
 // connKey is where a request's context has its connection.
 type connKey struct{}
+
+// served is a server's connection.
+type served struct {
+	*net.TCPConn
+	marked atomic.Bool
+}
 
 // accepted prepares a server's new connection and keeps it for PreferLatency. A connection that cannot be
 // prepared serves all the same.
@@ -70,7 +78,7 @@ func accepted(options []option) func(context.Context, net.Conn) context.Context 
 		}
 		_ = tcp.SetKeepAliveConfig(probes)
 		setOn(tcp, options)
-		return context.WithValue(ctx, connKey{}, tcp)
+		return context.WithValue(ctx, connKey{}, &served{TCPConn: tcp})
 	}
 }
 
@@ -80,11 +88,23 @@ func setOn(c *net.TCPConn, options []option) {
 	}
 }
 
-// PreferLatency says that r's answer is a stream of the STREAMS plane: its connection's queue is kept short.
-// Nothing happens where r does not come from a server of this package. Connections of the STREAMS plane carry
-// nothing else, so this need not be undone.
-func PreferLatency(r *http.Request) {
-	if c, ok := r.Context().Value(connKey{}).(*net.TCPConn); ok {
-		setOn(c, []option{nimbly})
+// PreferLatency says that r's answer is a stream of the STREAMS plane: its connection's queue is kept short, and
+// its packets pass others where a queue on the way has bands. Nothing happens where r does not come from a server
+// of this package. The returned Flow is told what is sent; it may be nil, which is one too.
+func PreferLatency(r *http.Request) *Flow {
+	c, ok := r.Context().Value(connKey{}).(*served)
+	if !ok {
+		return nil
+	}
+	if !c.marked.Swap(true) {
+		setOn(c.TCPConn, append([]option{nimbly}, marks(true)...))
+	}
+	return &Flow{conn: c, left: floodBurst}
+}
+
+// PreferThroughput says the opposite: where an earlier request on r's connection was a stream, its marks go.
+func PreferThroughput(r *http.Request) {
+	if c, ok := r.Context().Value(connKey{}).(*served); ok && c.marked.Swap(false) {
+		setOn(c.TCPConn, marks(false))
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -16,13 +17,29 @@ import (
 // optionOf reads a TCP option of a connection.
 func optionOf(t *testing.T, c net.Conn, name int) int {
 	t.Helper()
+	return get(t, c, unix.IPPROTO_TCP, name)
+}
+
+func get(t *testing.T, c net.Conn, level, name int) int {
+	t.Helper()
 	raw, err := c.(*net.TCPConn).SyscallConn()
 	require.NoError(t, err)
 	var v int
 	var inner error
-	require.NoError(t, raw.Control(func(fd uintptr) { v, inner = unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, name) }))
+	require.NoError(t, raw.Control(func(fd uintptr) { v, inner = unix.GetsockoptInt(int(fd), level, name) }))
 	require.NoError(t, inner)
 	return v
+}
+
+// requireMarks looks at what decides about a packet's turn, on the card and on Linux routers.
+func requireMarks(t *testing.T, c net.Conn, on bool, name string) {
+	t.Helper()
+	tos, priority := 0, 0
+	if on {
+		tos, priority = 0x10, 6
+	}
+	assert.Equal(t, priority, get(t, c, unix.SOL_SOCKET, unix.SO_PRIORITY), name)
+	assert.Equal(t, tos, get(t, c, unix.IPPROTO_IP, unix.IP_TOS), name)
 }
 
 func requireProbes(t *testing.T, c net.Conn, name string) {
@@ -42,13 +59,15 @@ func TestT08_DialledConnections(t *testing.T) {
 		timeout, lowat int
 	}{
 		"rpc": {NewRPCTransport().DialContext, userTimeout, 0}, "stream": {NewStreamTransport().DialContext, userTimeout, notSentLowat},
-		"proxy": {NewProxyTransport().DialContext, 0, 0}, "boot": {NewBootTransport().DialContext, 0, 0}, "guest": {DialGuest, 0, 0},
+		"stream, a proxy's": {NewStreamProxyTransport().DialContext, userTimeout, notSentLowat},
+		"proxy":             {NewProxyTransport().DialContext, 0, 0}, "boot": {NewBootTransport().DialContext, 0, 0}, "guest": {DialGuest, 0, 0},
 	} {
 		c, err := want.dial(t.Context(), "tcp", l.Addr().String())
 		require.NoError(t, err)
 		requireProbes(t, c, name)
 		assert.Equal(t, want.timeout, optionOf(t, c, unix.TCP_USER_TIMEOUT), name)
 		assert.Equal(t, want.lowat, lowatOf(t, c), name)
+		requireMarks(t, c, want.lowat != 0, name)
 		require.NoError(t, c.Close())
 	}
 }
@@ -68,12 +87,14 @@ func TestT08_AcceptedConnections(t *testing.T) {
 		srv.Config = NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 			if r.URL.Path == "/stream" {
 				PreferLatency(r)
+			} else {
+				PreferThroughput(r)
 			}
-			conns <- r.Context().Value(connKey{}).(net.Conn)
+			conns <- r.Context().Value(connKey{}).(*served).TCPConn
 		}), kind)
 		srv.Start()
 		tr := NewRPCTransport()
-		for _, path := range []string{"/", "/stream"} {
+		for i, path := range []string{"/", "/stream", "/"} {
 			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, srv.URL+path, nil)
 			require.NoError(t, err)
 			res, err := tr.RoundTrip(req)
@@ -82,16 +103,57 @@ func TestT08_AcceptedConnections(t *testing.T) {
 			c := <-conns
 			requireProbes(t, c, path)
 			assert.Equal(t, want.timeout, optionOf(t, c, unix.TCP_USER_TIMEOUT))
-			if path == "/stream" {
-				assert.Equal(t, notSentLowat, lowatOf(t, c))
-			} else {
+			requireMarks(t, c, path == "/stream", path)
+			if i == 0 {
 				assert.Equal(t, want.lowat, lowatOf(t, c))
+			} else {
+				assert.Equal(t, notSentLowat, lowatOf(t, c), "which is not undone")
 			}
 		}
 		tr.CloseIdleConnections()
 		srv.Close()
 	}
-	PreferLatency(httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", nil)) // of no server of ours
+	foreign := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", nil) // of no server of ours
+	PreferThroughput(foreign)
+	PreferLatency(foreign).Sent(1)
+}
+
+// TestT08_AFloodIsNoKeystroke: who prints without end does not keep others from a card, and whoever types on the
+// same terminal afterwards passes them again.
+func TestT08_AFloodIsNoKeystroke(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	c, err := net.Dial("tcp", l.Addr().String())
+	require.NoError(t, err)
+	defer c.Close()
+	synctest.Test(t, func(t *testing.T) {
+		ctx := accepted(nil)(t.Context(), c)
+		r := httptest.NewRequestWithContext(ctx, http.MethodGet, "/", nil)
+		flow := PreferLatency(r)
+		for range 100 {
+			time.Sleep(100 * time.Millisecond)
+			flow.Sent(64 << 10)
+			requireMarks(t, c, true, "screens that are painted ten times a second")
+		}
+		for range 1000 {
+			time.Sleep(time.Millisecond)
+			flow.Sent(32 << 10)
+		}
+		requireMarks(t, c, false, "32 MB a second")
+		time.Sleep(100 * time.Millisecond)
+		flow.Sent(1)
+		requireMarks(t, c, false, "a pause of a tenth of a second")
+		time.Sleep(2 * time.Second)
+		flow.Sent(1)
+		requireMarks(t, c, true, "a key, two seconds later")
+		flow.Sent(1 << 20)
+		PreferThroughput(r)
+		PreferThroughput(r)
+		requireMarks(t, c, false, "a download")
+		PreferLatency(r)
+		requireMarks(t, c, true, "the connection's next stream")
+	})
 }
 
 // TestT08_AShortQueueOnTheWriter measures what waits, unsent, ahead of the next byte when a peer does not read.
@@ -129,7 +191,7 @@ func TestT04_ADeadPeerIsNoticed(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer l.Close()
-	c, err := dialer(wait, option{unix.TCP_USER_TIMEOUT, 500}).DialContext(t.Context(), "tcp", l.Addr().String())
+	c, err := dialer(wait, option{unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 500}).DialContext(t.Context(), "tcp", l.Addr().String())
 	require.NoError(t, err)
 	defer c.Close()
 	peer, err := l.Accept()

@@ -90,6 +90,12 @@ func NewStreamTransport() *http.Transport {
 	return base(dialer(dialHost, streams...).DialContext, 256)
 }
 
+// NewStreamProxyTransport is NewStreamTransport for a hop that passes on what others send. Each key that is typed
+// is a call of its own, and net/http's transport hands it from goroutine to goroutine, header and body apart.
+func NewStreamProxyTransport() *Direct {
+	return &Direct{DialContext: dialer(dialHost, streams...).DialContext, idle: idleConns{most: 256, life: idleClient}, steady: true, whole: true}
+}
+
 // NewProxyTransport returns the BULK plane's transport from the control plane's port proxy to agents.
 // Nothing bounds the time to the response header: a user's program may think as long as it likes.
 // 1024 idle connections per agent: a browser opens six per page and host name, and hundreds of pages on
@@ -129,8 +135,8 @@ var guestDialer = dialer(dialGuest)
 // round trip, a goroutine of the daemon's and half a dozen system calls on either side. 64 idle ones are more
 // than the terminals of one sandbox that anyone types on at a time. The owner must end them, idle or not,
 // before the address becomes another sandbox's and before a pause.
-func NewGuestStreamTransport(dial func(ctx context.Context, network, addr string) (net.Conn, error)) *http.Transport {
-	return base(dial, 64)
+func NewGuestStreamTransport(dial func(ctx context.Context, network, addr string) (net.Conn, error)) *Direct {
+	return &Direct{DialContext: dial, idle: idleConns{most: 64, life: idleClient}, steady: true, whole: true}
 }
 
 // DialGuest connects to a guest, by address, on this host within 3.1 s or fails. The connection is a *net.TCPConn.

@@ -28,7 +28,6 @@ var transports = map[string]func() *http.Transport{
 	"rpc":    NewRPCTransport,
 	"stream": NewStreamTransport,
 	"boot":   NewBootTransport,
-	"guestd": func() *http.Transport { return NewGuestStreamTransport(DialGuest) },
 }
 
 func TestT04_NoTransportBoundsAWholeExchange(t *testing.T) {
@@ -50,6 +49,11 @@ func TestT06_ClientsCloseIdleConnectionsFirst(t *testing.T) {
 		assert.Positive(t, tr.IdleConnTimeout, name)
 		assert.LessOrEqual(t, tr.IdleConnTimeout, IdleTimeout-10*time.Second, name)
 		assert.Less(t, tr.IdleConnTimeout, envdIdle, name)
+	}
+	for name, tr := range map[string]*Direct{"to agents": NewStreamProxyTransport(), "to the daemon": NewGuestStreamTransport(DialGuest)} {
+		assert.Positive(t, tr.idle.life, name)
+		assert.LessOrEqual(t, tr.idle.life, IdleTimeout-10*time.Second, name)
+		assert.Less(t, tr.idle.life, envdIdle, name)
 	}
 }
 

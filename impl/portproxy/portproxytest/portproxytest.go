@@ -99,7 +99,7 @@ func (c *Chain) startEdge(cfg Config) (err error) {
 	}
 	target := cfg.Target
 	target.URL, target.Token = &url.URL{Scheme: "http", Host: c.Agent}, AgentToken
-	bulk, streams := transport.NewProxyTransport(), transport.NewStreamTransport()
+	bulk, streams := transport.NewProxyTransport(), transport.NewStreamProxyTransport()
 	c.idle = append(c.idle, bulk, streams)
 	c.door = portproxy.NewEdge(portproxy.EdgeConfig{
 		Lookup: func(context.Context, string) (portproxy.AgentTarget, error) { return target, nil },

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -25,6 +26,7 @@ func Run(t *testing.T, open func(t *testing.T) *store.Store) {
 		"modify writes, counts and rolls back":    modifies,
 		"modifies at once lose no change":         modifiesAtOnce,
 		"delete by id and by version":             deletes,
+		"a recent row is no older than a write":   recentRows,
 		"list filters":                            filters,
 		"list pages through equal starts":         pages,
 		"keys are checked and stored only hashed": keys,
@@ -132,6 +134,59 @@ func modifiesAtOnce(t *testing.T, s *store.Store) {
 	require.NoError(t, err)
 	assert.EqualValues(t, sandbox("a", 0).DiskMiB+50, got.DiskMiB)
 	assert.EqualValues(t, 51, got.Version)
+}
+
+// recentRows reads rows all the time while they are written: what a writer has been acknowledged, every read that
+// begins afterwards has.
+func recentRows(t *testing.T, s *store.Store) {
+	const rounds = 200
+	require.NoError(t, s.Insert(t.Context(), sandbox("a", 0)))
+	var acknowledged atomic.Int64
+	over := make(chan struct{})
+	var readers sync.WaitGroup
+	for range 4 {
+		readers.Go(func() {
+			for {
+				select {
+				case <-over:
+					return
+				default:
+				}
+				least := acknowledged.Load()
+				sb, err := s.GetRecent(t.Context(), "a")
+				if !assert.NoError(t, err) || !assert.GreaterOrEqual(t, sb.Version, least) {
+					return
+				}
+			}
+		})
+	}
+	for range rounds {
+		sb, err := s.Modify(t.Context(), "a", func(sb *store.Sandbox) error { return nil })
+		require.NoError(t, err)
+		acknowledged.Store(sb.Version)
+		got, err := s.GetRecent(t.Context(), "a")
+		require.NoError(t, err)
+		require.Equal(t, sb.Version, got.Version)
+	}
+	close(over)
+	readers.Wait()
+
+	again, err := s.GetRecent(t.Context(), "a")
+	require.NoError(t, err)
+	fresh, err := s.Get(t.Context(), "a")
+	require.NoError(t, err)
+	require.Equal(t, fresh, again)
+	require.ErrorIs(t, s.DeleteVersion(t.Context(), "a", 1), store.ErrConflict)
+	require.NoError(t, s.DeleteVersion(t.Context(), "a", fresh.Version))
+	_, err = s.GetRecent(t.Context(), "a")
+	require.ErrorIs(t, err, store.ErrNotFound)
+	require.NoError(t, s.Insert(t.Context(), sandbox("a", 1)), "an id that was not found is looked for again")
+	again, err = s.GetRecent(t.Context(), "a")
+	require.NoError(t, err)
+	require.Equal(t, int64(1), again.Version)
+	require.NoError(t, s.Delete(t.Context(), "a"))
+	_, err = s.GetRecent(t.Context(), "a")
+	require.ErrorIs(t, err, store.ErrNotFound)
 }
 
 func deletes(t *testing.T, s *store.Store) {
