@@ -192,7 +192,7 @@ func (m *Manager) writeSteps(s *owned, w *writing, last bool) []step.Step {
 			Undo: func(context.Context) error { return os.RemoveAll(w.dir) },
 		},
 		{Name: "memory", Do: func(ctx context.Context) error { return m.writeMemory(ctx, s, w) }},
-		{Name: "disk", Do: func(ctx context.Context) error { return m.cfg.Disk.Keep(ctx, m.diskSpec(s), w.dir, last) }},
+		{Name: "disk", Beside: true, Do: func(ctx context.Context) error { return m.cfg.Disk.Keep(ctx, m.diskSpec(s), w.dir, last) }},
 		{Name: "seal", Do: func(ctx context.Context) error {
 			var err error
 			w.manifest, err = snapshot.Seal(ctx, w.dir, w.manifest)

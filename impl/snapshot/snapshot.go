@@ -20,6 +20,7 @@ import (
 	"strconv"
 	"strings"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"wrenn/impl/internal/atomicfile"
@@ -122,13 +123,17 @@ func Seal(ctx context.Context, dir string, m Manifest) (Manifest, error) {
 	if err != nil {
 		return m, err
 	}
-	m.Files = nil
-	for _, name := range names {
-		f, err := describe(ctx, dir, name)
-		if err != nil {
-			return m, fmt.Errorf("seal a snapshot: %w", err)
-		}
-		m.Files = append(m.Files, f)
+	m.Files = make([]File, len(names))
+	all, ctx := errgroup.WithContext(ctx) // one commit of the file system's journal serves all that wait for it
+	for i, name := range names {
+		all.Go(func() error {
+			var err error
+			m.Files[i], err = describe(ctx, dir, name)
+			return err
+		})
+	}
+	if err := all.Wait(); err != nil {
+		return m, fmt.Errorf("seal a snapshot: %w", err)
 	}
 	data, err := m.encode()
 	if err != nil {
@@ -169,28 +174,33 @@ func Commit(from, to string) error {
 	return errors.Join(atomicfile.SyncDir(filepath.Dir(from)), atomicfile.SyncDir(filepath.Dir(to)))
 }
 
-// Load reads the snapshot in dir and compares every file with the manifest, save the data of memory's
-// layers, whose checksums are in their headers. What it refuses wraps ErrDamaged and names the file.
+// Load reads the snapshot in dir and verifies it.
 func Load(ctx context.Context, dir string) (Manifest, error) {
 	m, err := Read(dir)
 	if err != nil {
 		return m, err
 	}
+	return m, Verify(ctx, dir, m)
+}
+
+// Verify compares every file in dir with the manifest, save the data of memory's layers, whose checksums are in
+// their headers. What it refuses wraps ErrDamaged and names the file.
+func Verify(ctx context.Context, dir string, m Manifest) error {
 	names, err := filesOf(dir)
 	if err != nil {
-		return m, err
+		return err
 	}
 	for _, name := range names {
 		if !slices.ContainsFunc(m.Files, func(f File) bool { return f.Name == name }) {
-			return m, fmt.Errorf("%w: %s is not of this snapshot", ErrDamaged, filepath.Join(dir, name))
+			return fmt.Errorf("%w: %s is not of this snapshot", ErrDamaged, filepath.Join(dir, name))
 		}
 	}
 	for _, f := range m.Files {
 		if err := f.verify(ctx, dir); err != nil {
-			return m, err
+			return err
 		}
 	}
-	return m, nil
+	return nil
 }
 
 // Size is how many bytes the files below the paths take on the disk: allocated blocks, each file once however
