@@ -116,23 +116,26 @@ func Link(from, to string, m Manifest) error {
 	return nil
 }
 
+// DescribeDisk syncs the files in dir that are neither memory's nor the VMM's, and returns what they hold, for
+// Seal: the rest may still be being written.
+func DescribeDisk(ctx context.Context, dir string) ([]File, error) {
+	names, err := filesOf(dir)
+	if err != nil {
+		return nil, err
+	}
+	names = slices.DeleteFunc(names, func(name string) bool { return name == StateName || strings.HasPrefix(name, memoryPrefix) })
+	return describeAll(ctx, dir, names, nil)
+}
+
 // Seal completes the snapshot in dir: it syncs every file, notes sizes and checksums in m, writes the
-// manifest and syncs the directory. It returns the manifest as written.
-func Seal(ctx context.Context, dir string, m Manifest) (Manifest, error) {
+// manifest and syncs the directory. Files that were described before are taken as they are. It returns the manifest
+// as written.
+func Seal(ctx context.Context, dir string, m Manifest, described ...File) (Manifest, error) {
 	names, err := filesOf(dir)
 	if err != nil {
 		return m, err
 	}
-	m.Files = make([]File, len(names))
-	all, ctx := errgroup.WithContext(ctx) // one commit of the file system's journal serves all that wait for it
-	for i, name := range names {
-		all.Go(func() error {
-			var err error
-			m.Files[i], err = describe(ctx, dir, name)
-			return err
-		})
-	}
-	if err := all.Wait(); err != nil {
+	if m.Files, err = describeAll(ctx, dir, names, described); err != nil {
 		return m, fmt.Errorf("seal a snapshot: %w", err)
 	}
 	data, err := m.encode()
@@ -140,6 +143,25 @@ func Seal(ctx context.Context, dir string, m Manifest) (Manifest, error) {
 		return m, err
 	}
 	return m, atomicfile.Write(filepath.Join(dir, ManifestName), data, 0o600)
+}
+
+// describeAll describes files at once, since one commit of the file system's journal serves all who wait for it;
+// those that are described already are not read again.
+func describeAll(ctx context.Context, dir string, names []string, have []File) ([]File, error) {
+	files := make([]File, len(names))
+	all, ctx := errgroup.WithContext(ctx)
+	for i, name := range names {
+		if at := slices.IndexFunc(have, func(f File) bool { return f.Name == name }); at >= 0 {
+			files[i] = have[at]
+			continue
+		}
+		all.Go(func() error {
+			var err error
+			files[i], err = describe(ctx, dir, name)
+			return err
+		})
+	}
+	return files, all.Wait()
 }
 
 // filesOf lists the snapshot's own files in dir but the manifest, by name.
