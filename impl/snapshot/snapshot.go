@@ -123,7 +123,10 @@ func DescribeDisk(ctx context.Context, dir string) ([]File, error) {
 	if err != nil {
 		return nil, err
 	}
-	names = slices.DeleteFunc(names, func(name string) bool { return name == StateName || strings.HasPrefix(name, memoryPrefix) })
+	names = slices.DeleteFunc(names, func(name string) bool {
+		name = strings.TrimPrefix(name, ".") // what is being written under another name
+		return strings.HasPrefix(name, StateName) || strings.HasPrefix(name, memoryPrefix)
+	})
 	return describeAll(ctx, dir, names, nil)
 }
 

@@ -268,9 +268,12 @@ func TestS08_TheDiskMayBeDescribedFirst(t *testing.T) {
 	}
 	write("root.disk", "disk")
 	write(LayerName(0), "half of the mem")
+	write("."+HeaderName(0)+".tmp-1", "he")
+	write("."+StateName+".tmp-1", "st")
 	disk, err := DescribeDisk(t.Context(), dir)
 	require.NoError(t, err)
 	require.Len(t, disk, 1)
+	require.NoError(t, errors.Join(os.Remove(filepath.Join(dir, "."+HeaderName(0)+".tmp-1")), os.Remove(filepath.Join(dir, "."+StateName+".tmp-1"))))
 	write(LayerName(0), "half of the memory")
 	write(StateName, "state")
 	sealed, err := Seal(t.Context(), dir, Manifest{ID: NewID()}, disk...)
