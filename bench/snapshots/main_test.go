@@ -6,8 +6,10 @@ package snapshots_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -105,18 +107,25 @@ with open("/dev/shm/dirty", "a+b") as f:
 // large is a template with memory enough for 256 MiB in /dev/shm, which may have half of it.
 const large = "large"
 
-// start starts Wrenn with a template more than `make image` makes: base with 1 GiB of memory.
+// start starts Wrenn on this machine's own file system, with a template more than `make image` makes: base with
+// 1 GiB of memory.
 func start(b *testing.B, flags ...string) *harness.System {
 	b.Helper()
+	return startIn(b, harness.Build(b, ""), harness.Dir(b), flags...)
+}
+
+// startIn has the image below one directory and all else in another.
+func startIn(b *testing.B, images, dir string, flags ...string) *harness.System {
+	b.Helper()
 	from := filepath.Dir(need.File(b, "image", harness.Build(b, "image/vmlinux"), "run `make image`"))
-	image, err := os.MkdirTemp(harness.Build(b, ""), "bench-image-") //nolint:usetesting // hard links want the same file system
+	image, err := os.MkdirTemp(images, "bench-image-") //nolint:usetesting // it is for the caller to say where
 	require.NoError(b, err)
 	b.Cleanup(func() { assert.NoError(b, os.RemoveAll(image)) })
 	base := filepath.Join(from, "templates/base")
 	for _, template := range []string{"base", large} {
 		dir := filepath.Join(image, "templates", template)
 		require.NoError(b, os.MkdirAll(dir, 0o700))
-		require.NoError(b, os.Link(filepath.Join(base, "rootfs.ext4"), filepath.Join(dir, "rootfs.ext4")))
+		bring(b, filepath.Join(base, "rootfs.ext4"), filepath.Join(dir, "rootfs.ext4"))
 		var meta map[string]any
 		data, err := os.ReadFile(filepath.Join(base, "template.json"))
 		require.NoError(b, err)
@@ -129,9 +138,39 @@ func start(b *testing.B, flags ...string) *harness.System {
 		require.NoError(b, os.WriteFile(filepath.Join(dir, "template.json"), data, 0o600))
 	}
 	for _, name := range []string{"vmlinux", "initramfs.cpio.gz"} {
-		require.NoError(b, os.Link(filepath.Join(from, name), filepath.Join(image, name)))
+		bring(b, filepath.Join(from, name), filepath.Join(image, name))
 	}
-	return harness.Start(b, harness.Dir(b), append([]string{"--image-dir", image}, flags...)...)
+	return harness.Start(b, dir, append([]string{"--image-dir", image}, flags...)...)
+}
+
+// bring makes a file of the image appear elsewhere: by a hard link, or by a copy on another file system.
+func bring(b *testing.B, from, to string) {
+	b.Helper()
+	if os.Link(from, to) == nil {
+		return
+	}
+	out, err := exec.Command("cp", "--sparse=always", from, to).CombinedOutput()
+	require.NoError(b, err, "%s", out)
+}
+
+// sharesBlocks mounts a file system whose files can share blocks, as a production host without device-mapper has
+// one: XFS, in a file on this machine's own.
+func sharesBlocks(b *testing.B) (images, dir string) {
+	b.Helper()
+	need.Program(b, "mkfs.xfs", "mount", "umount")
+	disk, mount := filepath.Join(harness.Dir(b), "xfs"), harness.Dir(b)
+	require.NoError(b, errors.Join(os.WriteFile(disk, nil, 0o600), os.Truncate(disk, 24<<30)))
+	for _, args := range [][]string{{"mkfs.xfs", "-q", "-m", "reflink=1", disk}, {"mount", "-o", "loop", disk, mount}} {
+		out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
+		require.NoError(b, err, "%v: %s", args, out)
+	}
+	b.Cleanup(func() {
+		out, err := exec.Command("umount", mount).CombinedOutput()
+		assert.NoError(b, err, "%s", out)
+	})
+	images, dir = filepath.Join(mount, "image"), filepath.Join(mount, "d") // a short name: sockets lie below it
+	require.NoError(b, errors.Join(os.Mkdir(images, 0o700), os.Mkdir(dir, 0o700)))
+	return images, dir
 }
 
 func create(b *testing.B, s *harness.System, template string) apiclient.Sandbox {

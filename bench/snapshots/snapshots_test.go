@@ -12,16 +12,27 @@ import (
 	"wrenn/impl/apiclient"
 )
 
-// BenchmarkPause pauses and resumes a machine of 1 GiB that has changed so many MiB since it was restored.
-// Beside it another of the same snapshot, in the same state, is stopped and written by the VMM alone (PATCH /vm and
-// PUT /snapshot/create as a Diff, "vmm"), and the snapshot that was resumed is loaded once more by a VMM alone, out
-// of the same flat file and with the disk already there ("vmm-resume": from the start of the process to the answer
-// of PATCH /vm Resumed).
+// BenchmarkPause pauses and resumes a machine of 1 GiB that has changed so many MiB since it was restored, where
+// disks are copied ("disk=copy", whatever this machine's file system is) and where they share blocks
+// ("disk=reflink").
+//
+// Beside it another of the same snapshot, in the same state, is stopped and written by the VMM alone: "vmm" is
+// PATCH /vm and PUT /snapshot/create as a Diff, which syncs what it writes. The snapshot that was resumed is loaded once more by a VMM alone, out of the same flat file
+// and with the disk already there ("vmm" of the resume: from the start of the process to the answer of PATCH /vm
+// Resumed), and "vmm-answer" goes on until that guest's daemon answers, without which nobody can use it yet.
 //
 // "added" is what Wrenn's call takes longer than the VMM's own, in percent of that; "until-commit" is the part
-// before the pause is durable, after which the host's resources are given back.
+// before the pause is durable, after which the host's resources are given back. Times of stages overlap.
 func BenchmarkPause(b *testing.B) {
-	s := start(b)
+	b.Run("disk=copy", func(b *testing.B) { benchmarkPause(b, start(b)) })
+	b.Run("disk=reflink", func(b *testing.B) {
+		images, dir := sharesBlocks(b)
+		benchmarkPause(b, startIn(b, images, dir))
+	})
+}
+
+func benchmarkPause(b *testing.B, s *harness.System) {
+	b.Helper()
 	defer s.Stop()
 	source := create(b, s, large)
 	dirty(b, s, source, 256, 0)
@@ -46,16 +57,17 @@ func BenchmarkPause(b *testing.B) {
 				for figure := range of {
 					b.ReportMetric(of.median(figure), name+"-"+figure+"-p50-ms")
 				}
-				b.ReportMetric(of.added("total"), name+"-added-percent")
+				b.ReportMetric(of.added("total", "vmm"), name+"-added-percent")
 			}
-			b.ReportMetric(paused.added("until-commit"), "pause-until-commit-added-percent")
+			b.ReportMetric(paused.added("until-commit", "vmm"), "pause-until-commit-added-percent")
+			b.ReportMetric(resumed.added("total", "vmm-answer"), "resume-added-to-answer-percent")
 			figures{}.report(b)
 		})
 	}
 }
 
-// added is how much longer than the VMM's own call something takes, in percent of that.
-func (f figures) added(name string) float64 { return 100 * (f.median(name)/f.median("vmm") - 1) }
+// added is how much longer something takes than what the VMM does alone, in percent of that.
+func (f figures) added(name, alone string) float64 { return 100 * (f.median(name)/f.median(alone) - 1) }
 
 // pauseBoth has the VMM write one machine, and pauses the other as users do.
 func pauseBoth(b *testing.B, s *harness.System, ours, raw apiclient.Sandbox, f figures) {
@@ -69,15 +81,13 @@ func pauseBoth(b *testing.B, s *harness.System, ours, raw apiclient.Sandbox, f f
 		return api.snapshot(dir, "Diff")
 	}))
 	require.NoError(b, os.RemoveAll(dir))
-	until := 0.0
-	for _, stage := range pause(b, s, ours.SandboxID) {
-		f.add(stage.Name, stage.Ms)
-		if stage.Name != "park" && stage.Name != "total" {
-			until += stage.Ms
-		}
-	}
-	f.add("until-commit", until)
+	stages := pause(b, s, ours.SandboxID)
+	f.stages(stages)
+	// What follows the commit is the stage at the end.
+	f.add("until-commit", f.last("total")-f.last("park"))
 }
+
+func (f figures) last(name string) float64 { return f[name][len(f[name])-1] }
 
 // resumeBoth resumes a machine as users do, and then loads the same snapshot into a VMM alone.
 func resumeBoth(b *testing.B, s *harness.System, box apiclient.Sandbox, alone *bare, f figures) {
@@ -90,10 +100,11 @@ func resumeBoth(b *testing.B, s *harness.System, box apiclient.Sandbox, alone *b
 	if _, err := os.Stat(memory); err != nil {
 		memory = filepath.Join(dir, "snapshot/memory.0") // its layers have been merged
 	}
-	launched, loaded := alone.load(b, filepath.Join(dir, "snapshot"), memory)
+	launched, loaded, answered := alone.load(b, filepath.Join(dir, "snapshot"), memory)
 	f.add("vmm-launch", launched)
 	f.add("vmm-load", loaded)
 	f.add("vmm", launched+loaded)
+	f.add("vmm-answer", launched+loaded+answered)
 }
 
 // BenchmarkStart measures from the call that creates a sandbox to the end of its first command, of a cold boot

@@ -115,13 +115,18 @@ func newBare(b *testing.B, s *harness.System, id string) *bare {
 	ip("netns", "add", bareNetns)
 	b.Cleanup(func() { ip("netns", "delete", bareNetns) })
 	ip("netns", "exec", bareNetns, "ip", "tuntap", "add", "tap0", "mode", "tap", "vnet_hdr")
-	ip("-n", bareNetns, "link", "set", "tap0", "up")
+	ip("-n", bareNetns, "link", "set", "tap0", "address", "02:FC:00:00:00:06", "up")
+	ip("-n", bareNetns, "address", "add", "169.254.0.22/30", "dev", "tap0")
 	return v
 }
 
+// answers waits for the daemon of the guest, with programs of some 10 ms each.
+const answers = "until curl -s -o /dev/null --max-time 1 http://169.254.0.21:49983/health; do :; done"
+
 // load starts a VMM and lets it load and run the snapshot, whose memory is flat in one file. It returns how long
-// the start and the load took; the disk is there already, and the VMM is gone afterwards.
-func (v *bare) load(b *testing.B, snapshot, memory string) (launched, loaded float64) {
+// the start and the load took, and from there to the first answer of the guest; the disk is there already, and the
+// VMM is gone afterwards.
+func (v *bare) load(b *testing.B, snapshot, memory string) (launched, loaded, answered float64) {
 	b.Helper()
 	socket := filepath.Join(v.dir, "vmm.sock")
 	disk := filepath.Join(v.dir, "root.disk")
@@ -157,5 +162,8 @@ func (v *bare) load(b *testing.B, snapshot, memory string) (launched, loaded flo
 		}
 		return api.state("Resumed")
 	})
-	return launched, loaded
+	answered = timed(b, func() error {
+		return exec.CommandContext(patience(b), "ip", "netns", "exec", bareNetns, "sh", "-c", answers).Run()
+	})
+	return launched, loaded, answered
 }

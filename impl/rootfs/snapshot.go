@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"wrenn/impl/internal/sparsefile"
 )
 
@@ -69,7 +71,27 @@ func (s *Store) Clone(ctx context.Context, from, dir string) error {
 	if err := os.Rename(data+".part", data); err != nil {
 		return fmt.Errorf("file a cloned disk: %w", err)
 	}
+	s.writeBack(data)
 	return nil
+}
+
+// writeBack has the kernel begin to write a clone, in the background: it would within half a minute anyway
+// (vm.dirty_expire_centisecs), and a pause before that need not wait for a whole disk. Whoever wants it durable
+// syncs it, and learns of errors then.
+func (s *Store) writeBack(path string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return
+	}
+	s.wg.Go(func() {
+		f, err := os.Open(path)
+		if err != nil {
+			return
+		}
+		_ = unix.SyncFileRange(int(f.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE)
+		_ = f.Close()
+	})
 }
 
 // Sync makes the contents of the disk's files in dir durable, though not their names: the directory is for the

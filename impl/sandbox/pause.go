@@ -125,6 +125,7 @@ type writing struct {
 	dir, to  string
 	diff     bool
 	manifest snapshot.Manifest
+	disk     []snapshot.File // what the disk's files hold, once they are there
 	// committed is set by the commit, and unset when it is taken back.
 	committed bool
 }
@@ -192,10 +193,10 @@ func (m *Manager) writeSteps(s *owned, w *writing, last bool) []step.Step {
 			Undo: func(context.Context) error { return os.RemoveAll(w.dir) },
 		},
 		{Name: "memory", Do: func(ctx context.Context) error { return m.writeMemory(ctx, s, w) }},
-		{Name: "disk", Do: func(ctx context.Context) error { return m.cfg.Disk.Keep(ctx, m.diskSpec(s), w.dir, last) }},
+		{Name: "disk", Beside: true, Do: func(ctx context.Context) error { return m.keepDisk(ctx, s, w, last) }},
 		{Name: "seal", Do: func(ctx context.Context) error {
 			var err error
-			w.manifest, err = snapshot.Seal(ctx, w.dir, w.manifest)
+			w.manifest, err = snapshot.Seal(ctx, w.dir, w.manifest, w.disk...)
 			return err
 		}},
 	}
@@ -288,6 +289,16 @@ func (m *Manager) writeMemory(ctx context.Context, s *owned, w *writing) error {
 	}
 	w.manifest.Layers++
 	return m.cfg.Memory.Describe(ctx, w.dir, n, Layer{Generation: w.manifest.Generation, MemoryMiB: s.now.MemoryMiB})
+}
+
+// keepDisk brings the disk into the snapshot and reads it while the VMM writes the memory.
+func (m *Manager) keepDisk(ctx context.Context, s *owned, w *writing, last bool) error {
+	if err := m.cfg.Disk.Keep(ctx, m.diskSpec(s), w.dir, last); err != nil {
+		return err
+	}
+	var err error
+	w.disk, err = snapshot.DescribeDisk(ctx, w.dir)
+	return err
 }
 
 // afterFailedWriting sees to a sandbox whose pause or snapshot has failed and been undone.

@@ -122,7 +122,7 @@ func TestS08_AFailedRePauseLeavesTheFormerSnapshot(t *testing.T) {
 
 func TestS08_AFailedResumeLeavesItPaused(t *testing.T) {
 	for act, step := range map[string]string{
-		"memory.verify": "load", "disk.restore": "disk", "network.create": "network", "memory.provide": "memory", "vmm.restore": "vmm",
+		"memory.verify": "verify", "disk.restore": "disk", "network.create": "network", "memory.provide": "memory", "vmm.restore": "vmm",
 		"vmm.resume": "vcpus", "guest.init": "guest", "guest.thaw": "thaw",
 	} {
 		t.Run(act, func(t *testing.T) {

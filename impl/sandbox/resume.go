@@ -126,13 +126,16 @@ type origin struct {
 // restoreSteps make a machine of a snapshot in a sandbox that has its slot, up to users' processes that run.
 func (m *Manager) restoreSteps(s *owned, from *origin, report *BootReport) []step.Step {
 	return []step.Step{
-		{Name: "load", Do: func(ctx context.Context) error { return m.load(ctx, s, from) }},
-		{Name: "disk", Do: func(ctx context.Context) error {
+		{Name: "load", Do: func(context.Context) error { return m.load(s, from) }},
+		{Name: "verify", Do: func(ctx context.Context) error { return m.verify(ctx, s, from) }},
+		{Name: "disk", Beside: true, Do: func(ctx context.Context) error {
 			s.hasDisk = true
-			return m.cfg.Disk.Restore(ctx, m.diskSpec(s), from.dir)
+			return m.suspect(ctx, s, from, m.cfg.Disk.Restore(ctx, m.diskSpec(s), from.dir))
 		}},
-		{Name: "memory", Do: func(ctx context.Context) error { return m.provide(ctx, s, from) }},
-		{Name: "network", Do: func(ctx context.Context) error { return m.cfg.Network.Create(ctx, s.now.Slot, s.policy) }},
+		{Name: "memory", Beside: true, Do: func(ctx context.Context) error {
+			return m.suspect(ctx, s, from, m.provide(ctx, s, from))
+		}},
+		{Name: "network", Beside: true, Do: func(ctx context.Context) error { return m.cfg.Network.Create(ctx, s.now.Slot, s.policy) }},
 		{Name: "vmm", Do: func(ctx context.Context) error { return m.restore(ctx, s, from) }},
 		{Name: "vcpus", Do: func(ctx context.Context) error { return m.unstop(ctx, s) }},
 		{Name: "guest", Do: func(ctx context.Context) error {
@@ -152,9 +155,9 @@ func (m *Manager) restoreSteps(s *owned, from *origin, report *BootReport) []ste
 	}
 }
 
-// load verifies the snapshot: every checksum, before anything is made of it.
-func (m *Manager) load(ctx context.Context, s *owned, from *origin) error {
-	manifest, err := snapshot.Load(ctx, from.dir)
+// load reads what the snapshot is, and refuses one that is not what its place says.
+func (m *Manager) load(s *owned, from *origin) error {
+	manifest, err := snapshot.Read(from.dir)
 	if err != nil {
 		return err
 	}
@@ -163,16 +166,28 @@ func (m *Manager) load(ctx context.Context, s *owned, from *origin) error {
 			from.dir, manifest.Generation, manifest.Sandbox, s.now.Generation, s.now.ID)
 	}
 	from.filesOnly = from.filesOnly || manifest.FilesOnly
-	if !from.filesOnly {
-		if vmm := m.cfg.VMM.Name(); manifest.VMM != vmm {
-			return fmt.Errorf("%w: %s was made by %s, and this host runs %s", ErrNoVMM, from.dir, manifest.VMM, vmm)
-		}
-		if err := m.cfg.Memory.Verify(ctx, from.dir, manifest.Layers); err != nil {
-			return err
-		}
+	if vmm := m.cfg.VMM.Name(); !from.filesOnly && manifest.VMM != vmm {
+		return fmt.Errorf("%w: %s was made by %s, and this host runs %s", ErrNoVMM, from.dir, manifest.VMM, vmm)
 	}
 	s.source, s.lineage = manifest, manifest.ID
 	return nil
+}
+
+// verify compares every checksum. Disk and memory are made of the files meanwhile, but no VMM sees them before all
+// are found right.
+func (m *Manager) verify(ctx context.Context, s *owned, from *origin) error {
+	if err := snapshot.Verify(ctx, from.dir, s.source); err != nil || from.filesOnly {
+		return err
+	}
+	return m.cfg.Memory.Verify(ctx, from.dir, s.source.Layers)
+}
+
+// suspect looks for the cause of a failure in the snapshot itself, which is then what to tell.
+func (m *Manager) suspect(ctx context.Context, s *owned, from *origin, err error) error {
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	return errors.Join(err, m.verify(ctx, s, from))
 }
 
 // provide puts the layers under the machine, which the next diff lies on, and makes ready what it is restored

@@ -20,6 +20,7 @@ import (
 	"strconv"
 	"strings"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"wrenn/impl/internal/atomicfile"
@@ -115,26 +116,55 @@ func Link(from, to string, m Manifest) error {
 	return nil
 }
 
+// DescribeDisk syncs the files in dir that are neither memory's nor the VMM's, and returns what they hold, for
+// Seal: the rest may still be being written.
+func DescribeDisk(ctx context.Context, dir string) ([]File, error) {
+	names, err := filesOf(dir)
+	if err != nil {
+		return nil, err
+	}
+	names = slices.DeleteFunc(names, func(name string) bool {
+		name = strings.TrimPrefix(name, ".") // what is being written under another name
+		return strings.HasPrefix(name, StateName) || strings.HasPrefix(name, memoryPrefix)
+	})
+	return describeAll(ctx, dir, names, nil)
+}
+
 // Seal completes the snapshot in dir: it syncs every file, notes sizes and checksums in m, writes the
-// manifest and syncs the directory. It returns the manifest as written.
-func Seal(ctx context.Context, dir string, m Manifest) (Manifest, error) {
+// manifest and syncs the directory. Files that were described before are taken as they are. It returns the manifest
+// as written.
+func Seal(ctx context.Context, dir string, m Manifest, described ...File) (Manifest, error) {
 	names, err := filesOf(dir)
 	if err != nil {
 		return m, err
 	}
-	m.Files = nil
-	for _, name := range names {
-		f, err := describe(ctx, dir, name)
-		if err != nil {
-			return m, fmt.Errorf("seal a snapshot: %w", err)
-		}
-		m.Files = append(m.Files, f)
+	if m.Files, err = describeAll(ctx, dir, names, described); err != nil {
+		return m, fmt.Errorf("seal a snapshot: %w", err)
 	}
 	data, err := m.encode()
 	if err != nil {
 		return m, err
 	}
 	return m, atomicfile.Write(filepath.Join(dir, ManifestName), data, 0o600)
+}
+
+// describeAll describes files at once, since one commit of the file system's journal serves all who wait for it;
+// those that are described already are not read again.
+func describeAll(ctx context.Context, dir string, names []string, have []File) ([]File, error) {
+	files := make([]File, len(names))
+	all, ctx := errgroup.WithContext(ctx)
+	for i, name := range names {
+		if at := slices.IndexFunc(have, func(f File) bool { return f.Name == name }); at >= 0 {
+			files[i] = have[at]
+			continue
+		}
+		all.Go(func() error {
+			var err error
+			files[i], err = describe(ctx, dir, name)
+			return err
+		})
+	}
+	return files, all.Wait()
 }
 
 // filesOf lists the snapshot's own files in dir but the manifest, by name.
@@ -169,28 +199,33 @@ func Commit(from, to string) error {
 	return errors.Join(atomicfile.SyncDir(filepath.Dir(from)), atomicfile.SyncDir(filepath.Dir(to)))
 }
 
-// Load reads the snapshot in dir and compares every file with the manifest, save the data of memory's
-// layers, whose checksums are in their headers. What it refuses wraps ErrDamaged and names the file.
+// Load reads the snapshot in dir and verifies it.
 func Load(ctx context.Context, dir string) (Manifest, error) {
 	m, err := Read(dir)
 	if err != nil {
 		return m, err
 	}
+	return m, Verify(ctx, dir, m)
+}
+
+// Verify compares every file in dir with the manifest, save the data of memory's layers, whose checksums are in
+// their headers. What it refuses wraps ErrDamaged and names the file.
+func Verify(ctx context.Context, dir string, m Manifest) error {
 	names, err := filesOf(dir)
 	if err != nil {
-		return m, err
+		return err
 	}
 	for _, name := range names {
 		if !slices.ContainsFunc(m.Files, func(f File) bool { return f.Name == name }) {
-			return m, fmt.Errorf("%w: %s is not of this snapshot", ErrDamaged, filepath.Join(dir, name))
+			return fmt.Errorf("%w: %s is not of this snapshot", ErrDamaged, filepath.Join(dir, name))
 		}
 	}
 	for _, f := range m.Files {
 		if err := f.verify(ctx, dir); err != nil {
-			return m, err
+			return err
 		}
 	}
-	return m, nil
+	return nil
 }
 
 // Size is how many bytes the files below the paths take on the disk: allocated blocks, each file once however

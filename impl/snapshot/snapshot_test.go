@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -258,4 +259,32 @@ func FuzzManifest(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestS08_TheDiskMayBeDescribedFirst: what is described already is not looked at again, and the rest is not left out.
+func TestS08_TheDiskMayBeDescribedFirst(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, content string) {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600))
+	}
+	write("root.disk", "disk")
+	write(LayerName(0), "half of the mem")
+	write("."+HeaderName(0)+".tmp-1", "he")
+	write("."+StateName+".tmp-1", "st")
+	disk, err := DescribeDisk(t.Context(), dir)
+	require.NoError(t, err)
+	require.Len(t, disk, 1)
+	require.NoError(t, errors.Join(os.Remove(filepath.Join(dir, "."+HeaderName(0)+".tmp-1")), os.Remove(filepath.Join(dir, "."+StateName+".tmp-1"))))
+	write(LayerName(0), "half of the memory")
+	write(StateName, "state")
+	sealed, err := Seal(t.Context(), dir, Manifest{ID: NewID()}, disk...)
+	require.NoError(t, err)
+	loaded, err := Load(t.Context(), dir)
+	require.NoError(t, err)
+	assert.Equal(t, sealed.Files, loaded.Files)
+	require.Len(t, sealed.Files, 3)
+	assert.Contains(t, sealed.Files, disk[0])
+	write("root.disk", "dusk")
+	_, err = Load(t.Context(), dir)
+	require.ErrorIs(t, err, ErrDamaged)
 }

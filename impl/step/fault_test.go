@@ -52,3 +52,26 @@ func TestF01_FaultsComeWhereAndWhenTheyAreArmed(t *testing.T) {
 	require.NoError(t, err)
 	assert.Contains(t, string(trace), "act/a undone error\n")
 }
+
+// TestF01_AnAbandonedStepAbandonsThoseBesideIt: nobody goes on after any of them.
+func TestF01_AnAbandonedStepAbandonsThoseBesideIt(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "faults")
+	t.Setenv(FaultEnv, path)
+	for _, name := range []string{"a", "b"} {
+		require.NoError(t, os.WriteFile(path, []byte("act/"+name+" after abandon 1\n"), 0o600))
+		var a, b, later recorder
+		beside := b.step("b", nil, nil)
+		beside.Beside = true
+		left := make(chan bool, 1)
+		go func() {
+			went := false
+			defer func() { left <- went }()
+			_, _ = Run(t.Context(), "act", []Step{a.step("a", nil, nil), beside, later.step("c", nil, nil)})
+			went = true
+		}()
+		assert.False(t, <-left, "%s was abandoned, and the act went on", name)
+		assert.Equal(t, []string{"do a"}, a.log)
+		assert.Equal(t, []string{"do b"}, b.log)
+		assert.Empty(t, later.log)
+	}
+}

@@ -10,6 +10,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
+	"sync"
 	"time"
 )
 
@@ -21,6 +23,9 @@ const UndoTimeout = 10 * time.Second
 type Step struct {
 	// Name is unique in its list, lower case, a few letters: "veth", "nat-in".
 	Name string
+	// Beside lets the step run at the same time as the one before it, and as those which that runs beside.
+	// Neither may need what the other does, and what both touch must bear it. RunAll takes no notice of it.
+	Beside bool
 	// Do performs the step. A failed Do may have done half of it.
 	Do func(context.Context) error
 	// Undo takes back what Do did, wholly or by half; it must not fail when there is nothing to take
@@ -34,20 +39,84 @@ type Timing struct {
 	Duration time.Duration
 }
 
-// Run performs the steps of act in order and returns the time of each that was tried. On the first
-// error it undoes the failed step and all before it, newest first, and returns an error that names act
-// and step and joins the errors of the undos.
+// Run performs the steps of act in order, those that stand beside each other at once, and returns the time of each
+// that was tried; times of steps at once overlap. On the first error the steps beside it are cancelled and waited
+// for; then it undoes them and all before, newest first, and returns an error that names act and step and joins the
+// errors of the undos.
 func Run(ctx context.Context, act string, steps []Step) ([]Timing, error) {
 	timings := make([]Timing, 0, len(steps))
-	for i, s := range steps {
-		start := time.Now()
-		err := do(ctx, act, s)
-		timings = append(timings, Timing{Name: s.Name, Duration: time.Since(start)})
-		if err != nil {
-			return timings, errors.Join(fmt.Errorf("%s: step %s: %w", act, s.Name, err), undo(ctx, act, steps[:i+1]))
+	for from := 0; from < len(steps); {
+		to := from + 1
+		for to < len(steps) && steps[to].Beside {
+			to++
 		}
+		took, err := together(ctx, act, steps[from:to])
+		timings = append(timings, took...)
+		if err != nil {
+			return timings, errors.Join(err, undo(ctx, act, steps[:to]))
+		}
+		from = to
 	}
 	return timings, nil
+}
+
+// together performs steps at once and returns when all have ended.
+func together(ctx context.Context, act string, steps []Step) ([]Timing, error) {
+	timings := make([]Timing, len(steps))
+	g := group{}
+	ctx, g.cancel = context.WithCancel(ctx)
+	defer g.cancel()
+	perform := func(i int) {
+		start := time.Now()
+		err := do(ctx, act, steps[i])
+		timings[i] = Timing{Name: steps[i].Name, Duration: time.Since(start)}
+		if err != nil {
+			g.fail(err, fmt.Errorf("%s: step %s: %w", act, steps[i].Name, err))
+		}
+	}
+	for i := 1; i < len(steps); i++ {
+		g.beside.Go(func() {
+			ended := false
+			defer func() { g.left(ended) }()
+			perform(i)
+			ended = true
+		})
+	}
+	func() {
+		defer g.beside.Wait()
+		perform(0)
+	}()
+	if g.abandoned {
+		runtime.Goexit() // as a step that runs alone would
+	}
+	return timings, errors.Join(g.errs...)
+}
+
+// group is steps that run at once.
+type group struct {
+	cancel context.CancelFunc
+	beside sync.WaitGroup
+
+	mu        sync.Mutex
+	errs      []error
+	abandoned bool
+}
+
+// fail ends the others. That they were cancelled is not told beside what has failed.
+func (g *group) fail(cause, told error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.errs) == 0 || !errors.Is(cause, context.Canceled) {
+		g.errs = append(g.errs, told)
+	}
+	g.cancel()
+}
+
+// left notes how a step's goroutine has left: by runtime.Goexit, if not at its end.
+func (g *group) left(ended bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.abandoned = g.abandoned || !ended
 }
 
 // RunAll performs every step of act in order, whatever fails, and joins the errors: the shape of a

@@ -35,6 +35,7 @@ type forward struct {
 	targets atomic.Pointer[[]netip.AddrPort]
 	missed  int // scans in a row that have not seen the target
 	conns   atomic.Int64
+	over    atomic.Bool // nobody listens on the targets any more, and the listener is closed
 }
 
 func listen(ctx context.Context, at netip.AddrPort, targets []netip.AddrPort) (*forward, error) {
@@ -99,16 +100,21 @@ func (f *forward) serve(ctx context.Context, all *limit, group *sync.WaitGroup) 
 		group.Go(func() {
 			defer all.give()
 			defer f.conns.Add(-1)
-			pass(ctx, in, *f.targets.Load())
+			f.pass(ctx, in)
 		})
 	}
 }
 
 // pass connects in to the first target that answers and copies both ways, half-closes included, until both
-// sides have ended, either breaks, or ctx ends; the last two reset both.
-func pass(ctx context.Context, in *net.TCPConn, targets []netip.AddrPort) {
-	out, err := dial(ctx, targets)
+// sides have ended, either breaks, or ctx ends; the last two reset both. Where all targets refuse, the program has
+// gone: its port is free before anybody outside is told so, whenever the next scan comes.
+func (f *forward) pass(ctx context.Context, in *net.TCPConn) {
+	out, gone, err := dial(ctx, *f.targets.Load())
 	if err != nil {
+		if gone {
+			f.over.Store(true)
+			_ = f.l.Close()
+		}
 		reset(in)
 		return
 	}
@@ -125,17 +131,19 @@ func pass(ctx context.Context, in *net.TCPConn, targets []netip.AddrPort) {
 	}
 }
 
-func dial(ctx context.Context, targets []netip.AddrPort) (*net.TCPConn, error) {
+// dial connects to the first target that answers; gone says that nobody listens on any.
+func dial(ctx context.Context, targets []netip.AddrPort) (conn *net.TCPConn, gone bool, err error) {
 	d := net.Dialer{Timeout: dialTimeout}
-	var errs []error
+	gone = true
 	for _, to := range targets {
-		conn, err := d.DialContext(ctx, "tcp", to.String())
-		if err == nil {
-			return conn.(*net.TCPConn), nil //nolint:forcetypeassert // a TCP network gives no other
+		c, failed := d.DialContext(ctx, "tcp", to.String())
+		if failed == nil {
+			return c.(*net.TCPConn), false, nil //nolint:forcetypeassert // a TCP network gives no other
 		}
-		errs = append(errs, err)
+		gone = gone && errors.Is(failed, syscall.ECONNREFUSED)
+		err = errors.Join(err, failed)
 	}
-	return nil, errors.Join(errs...)
+	return nil, gone, err
 }
 
 // copyTo copies until the end of from and passes it on; an error breaks the pair up.

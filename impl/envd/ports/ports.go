@@ -5,7 +5,8 @@
 // A program that listens on a wildcard address, or on the guest's address itself, is left alone. There is
 // one thing that a forward cannot do: while it holds a port of the guest's address, nobody can bind the
 // wildcard address of that port. The kernel refuses that anyway while a program listens on loopback, so it
-// matters for the moment between that program's end and the forward's, for which scans are frequent.
+// matters for the moment between that program's end and the forward's, for which scans are frequent; and whoever
+// meets a forward without its program in that moment ends it.
 package ports
 
 import (
@@ -162,6 +163,9 @@ func (w *Watcher) foreign(all []listener) []listener {
 func (w *Watcher) apply(ctx context.Context, p wanted) {
 	for at, f := range w.forwards {
 		switch targets, ok := p.forwards[at]; {
+		case f.over.Load():
+			w.drop(at)
+			delete(p.forwards, at) // the scan may be older than that; a program that is back is seen by the next
 		case ok:
 			f.missed = 0
 			f.targets.Store(&targets)
@@ -176,7 +180,7 @@ func (w *Watcher) apply(ctx context.Context, p wanted) {
 	wasFull := w.full
 	w.full = false
 	for _, at := range p.order {
-		if w.forwards[at] != nil {
+		if w.forwards[at] != nil || p.forwards[at] == nil {
 			continue
 		}
 		if len(w.forwards) >= maxForwards {

@@ -107,6 +107,37 @@ func TestP10_AProgramMovesFromLoopbackToTheWildcard(t *testing.T) {
 	answers(t, "outer:hello", outside, port)
 }
 
+// TestP10_WhoIsRefusedFindsThePortFree: between two scans, once somebody has been told that nothing answers, another
+// program can have the port on any address; and a program that is back on loopback is forwarded again.
+func TestP10_WhoIsRefusedFindsThePortFree(t *testing.T) {
+	need.Root(t)
+	inner, port := echo(t, "inner", "127.0.0.1:0")
+	w := New(Config{Logger: slog.New(slog.DiscardHandler)})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer w.group.Wait()
+	defer cancel()
+	seen := []listener{{at: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port), inode: 1}}
+	scan := func() ([]listener, error) { return seen, nil }
+	w.step(ctx, scan)
+	answers(t, "inner:hello", outside, port)
+	require.NoError(t, inner.Close())
+	_, err := ask(outside, port)
+	require.Error(t, err)
+	outer, err := net.Listen("tcp4", fmt.Sprintf("0.0.0.0:%d", port))
+	require.NoError(t, err, "the forward still has the port")
+	require.NoError(t, outer.Close())
+
+	_, _ = echo(t, "again", fmt.Sprintf("127.0.0.1:%d", port))
+	w.step(ctx, scan) // ends what is over
+	w.step(ctx, scan)
+	answers(t, "again:hello", outside, port)
+	seen = nil
+	for range maxMissed {
+		w.step(ctx, scan)
+	}
+	assert.Empty(t, w.forwards)
+}
+
 func TestP10_AWildcardBesideAForwardWins(t *testing.T) {
 	// Two scans of a fake kernel: in the second, somebody listens on the wildcard, too.
 	_, port := echo(t, "inner", "127.0.0.1:0")
