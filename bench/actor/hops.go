@@ -72,7 +72,8 @@ func serveHost(ctx context.Context, listen, guest string) error {
 
 // bridge opens a WebSocket to a guest and joins it to the two bodies of an exchange.
 func bridge(w http.ResponseWriter, r *http.Request, rt http.RoundTripper, to *url.URL) error {
-	out, err := http.NewRequestWithContext(r.Context(), http.MethodGet, to.JoinPath(r.URL.Path).String(), nil)
+	to.Path, to.RawPath, to.RawQuery = r.URL.Path, r.URL.RawPath, r.URL.RawQuery
+	out, err := http.NewRequestWithContext(r.Context(), http.MethodGet, to.String(), nil)
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -24,7 +25,7 @@ func main() {
 
 func command() *cobra.Command {
 	root := &cobra.Command{Use: "actor", Short: "Plays a part beside Wrenn in its benchmarks", SilenceUsage: true, SilenceErrors: true}
-	root.AddCommand(guestCommand(), edgeCommand(), hostCommand(), relayCommand())
+	root.AddCommand(guestCommand(), edgeCommand(), hostCommand(), relayCommand(), typistCommand())
 	return root
 }
 
@@ -68,5 +69,17 @@ func relayCommand() *cobra.Command {
 	}
 	c.Flags().StringVar(&listen, "listen", "", "address to listen on")
 	c.Flags().StringVar(&to, "to", "", "address to join to")
+	return c
+}
+
+func typistCommand() *cobra.Command {
+	var keys int
+	var pace time.Duration
+	c := &cobra.Command{
+		Use: "typist", Short: "Type at a terminal of the guest from inside it, and print how long the echoes took, as JSON", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error { return typeInside(c.Context(), keys, pace, c.OutOrStdout()) },
+	}
+	c.Flags().IntVar(&keys, "keys", 100, "how many keys to type")
+	c.Flags().DurationVar(&pace, "pace", 50*time.Millisecond, "pause between two keys")
 	return c
 }

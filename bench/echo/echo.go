@@ -176,6 +176,13 @@ func (t *Typist) Press() error {
 	return nil
 }
 
+// SetLimit changes how long one echo is waited for.
+func (t *Typist) SetLimit(limit time.Duration) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.cfg.Limit = limit
+}
+
 // check is called with mu held.
 func (t *Typist) check(now time.Time) error {
 	if t.broken != nil {
@@ -191,7 +198,7 @@ func (t *Typist) check(now time.Time) error {
 func (t *Typist) Finish() error {
 	for {
 		t.mu.Lock()
-		changed, outstanding := t.changed, len(t.typed)-len(t.took)
+		changed, outstanding, limit := t.changed, len(t.typed)-len(t.took), t.cfg.Limit
 		err := t.check(time.Now())
 		t.mu.Unlock()
 		if err != nil || outstanding == 0 {
@@ -199,7 +206,7 @@ func (t *Typist) Finish() error {
 		}
 		select {
 		case <-changed:
-		case <-time.After(t.cfg.Limit / 50):
+		case <-time.After(limit / 50):
 		}
 	}
 }

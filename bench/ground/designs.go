@@ -27,8 +27,9 @@ type Design struct {
 type Client struct {
 	// Terminal opens a terminal that echoes; it prints "ready" first.
 	Terminal func(ctx context.Context) (io.ReadWriteCloser, error)
-	// Door leads to the servers beside it.
+	// Door leads to the servers beside it, and Port to what else listens in the guest; only Isolated and Shared have it.
 	Door load.Door
+	Port func(port int) load.Door
 
 	close []func()
 }
@@ -98,10 +99,10 @@ func openIsolated(_ context.Context, g *Ground, l Link) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
+	door := func(port int) load.Door { return load.HTTP1{Transport: bulk, URL: base, Header: header(port)} }
 	return &Client{
-		Terminal: terminal,
-		Door:     load.HTTP1{Transport: bulk, URL: base, Header: header(httpPort)},
-		close:    []func(){streams.CloseIdleConnections, bulk.CloseIdleConnections},
+		Terminal: terminal, Door: door(httpPort), Port: door,
+		close: []func(){streams.CloseIdleConnections, bulk.CloseIdleConnections},
 	}, nil
 }
 
@@ -148,11 +149,10 @@ func openShared(_ context.Context, g *Ground, l Link) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Client{
-		Terminal: terminal,
-		Door:     load.HTTP2{HTTP1: load.HTTP1{Transport: rt, URL: base, Host: strconv.Itoa(httpPort) + "-box"}},
-		close:    []func(){rt.CloseIdleConnections},
-	}, nil
+	door := func(port int) load.Door {
+		return load.HTTP2{HTTP1: load.HTTP1{Transport: rt, URL: base, Host: strconv.Itoa(port) + "-box"}}
+	}
+	return &Client{Terminal: terminal, Door: door(httpPort), Port: door, close: []func(){rt.CloseIdleConnections}}, nil
 }
 
 // prompted is a connection whose other end echoes from the start.

@@ -61,6 +61,8 @@ type Config struct {
 	// Bands lets packets of sockets with a higher priority (SO_PRIORITY) pass others in the slow link's queue, as
 	// Linux's pfifo_fast does, which is many hosts' default.
 	Bands bool
+	// App is one of the templates of `make apps`, which the sandbox is made of, as a real VM whatever VMMEnv says.
+	App string
 }
 
 // Ground is ready when it is made, and gone when the test ends.
@@ -95,7 +97,13 @@ func New(tb testing.TB, cfg Config) *Ground {
 		}
 	}
 	flags := []string{"--destroy-at-exit"}
-	switch vmm := VMM(); vmm {
+	vmm, box := VMM(), apiclient.CreateRequest{Timeout: 3600}
+	if cfg.App != "" {
+		need.File(tb, "apps", harness.Build(tb, "apps/templates/"+cfg.App+"/rootfs.ext4"), "run `make apps`")
+		flags = append(flags, "--image-dir", harness.Build(tb, "apps"))
+		vmm, box.TemplateID = "auto", cfg.App
+	}
+	switch vmm {
 	case "procvmm":
 		need.File(tb, "kvm", "/dev/kvm", "the agent looks for it before it tries a Firecracker")
 		flags = append(flags, "--vmm", "firecracker", "--firecracker", harness.Procvmm(tb))
@@ -115,7 +123,7 @@ func New(tb testing.TB, cfg Config) *Ground {
 	for _, h := range []*harness.Host{g.Head, g.Client, g.Node()} {
 		g.doors[h] = newVisitor(tb, h)
 	}
-	g.Box = g.Create()
+	g.Box = g.CreateWith(box)
 	g.findGuest()
 	g.startGuest()
 	return g

@@ -57,8 +57,8 @@ type HTTP2 struct {
 	HTTP1
 }
 
-// webSocketHeader is bench/actor's.
-const webSocketHeader = "Actor-Websocket"
+// WebSocketHeader is bench/actor's.
+const WebSocketHeader = "Actor-Websocket"
 
 // WebSocket implements Door.
 func (d HTTP2) WebSocket(ctx context.Context, path string) (io.ReadCloser, error) {
@@ -67,7 +67,7 @@ func (d HTTP2) WebSocket(ctx context.Context, path string) (io.ReadCloser, error
 	if err != nil {
 		return nil, err
 	}
-	r.Header.Set(webSocketHeader, "1")
+	r.Header.Set(WebSocketHeader, "1")
 	res, err := d.RoundTrip(r)
 	if err != nil {
 		return nil, fmt.Errorf("open a WebSocket: %w", err)
