@@ -2,6 +2,7 @@ package controlplane
 
 import (
 	"context"
+	"io"
 	"net/http"
 	"strings"
 	"testing"
@@ -103,7 +104,10 @@ func TestU01_SessionsThatCannotBe(t *testing.T) {
 
 // TestT04_SessionsEndWithThePlane: a WebSocket is no request that the server's shutdown knows of.
 func TestT04_SessionsEndWithThePlane(t *testing.T) {
-	a := newStandIn(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
+	a := newStandIn(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body) // a server notices that its client has gone once it has read all of it
+		<-r.Context().Done()
+	}))
 	p := startPlane(t, []agentclient.Config{a.config("one")})
 	sb := p.create(nil)
 	for _, first := range []string{"", `{"type":"start"}`} {

@@ -29,6 +29,10 @@ type exchange struct {
 	keep   bool          // the connection may carry another exchange after this
 	idle   *idleConns
 	to     endpoint
+
+	ending sync.Mutex
+	over   bool // the connection is another's, or closed
+	cut    bool // it was closed under a reader, and may carry nothing else
 }
 
 // headLimit bounds what is read until an answer's header has been.
@@ -91,13 +95,16 @@ func (x *exchange) fail(err error) error {
 }
 
 // end gives back what is borrowed, and keeps the connection if the answer came to its proper end and
-// everything else allows it.
+// everything else allows it. It is for who reads.
 func (x *exchange) end(proper bool) {
-	if x.r == nil {
+	x.ending.Lock()
+	defer x.ending.Unlock()
+	if x.over {
 		return
 	}
+	x.over = true
 	forgotten := x.stop()
-	if proper && forgotten && x.keep && x.allSent() && x.r.Buffered() == 0 {
+	if proper && !x.cut && forgotten && x.keep && x.allSent() && x.r.Buffered() == 0 {
 		x.idle.put(x.to, x.conn)
 	} else {
 		_ = x.conn.Close()
@@ -105,6 +112,16 @@ func (x *exchange) end(proper bool) {
 	x.r.Reset(nil)
 	readers.Put(x.r)
 	x.r = nil
+}
+
+// cutOff ends a read under way, unless it has come to its end meanwhile and the connection is another's.
+func (x *exchange) cutOff() {
+	x.ending.Lock()
+	defer x.ending.Unlock()
+	if !x.over {
+		x.cut = true
+		_ = x.conn.Close()
+	}
 }
 
 // allSent says whether the whole request has been sent.
@@ -220,15 +237,19 @@ func (x *exchange) proceed(wanted bool) {
 	}
 }
 
-// guestBody is an answer's body. Its end is the connection's.
+// guestBody is an answer's body. Its end is the connection's. As with net/http's it may be closed while it is read.
 type guestBody struct {
-	x    *exchange
-	body io.Reader
-	err  error
+	x *exchange
+
+	reading sync.Mutex // guards what follows
+	body    io.Reader
+	err     error
 }
 
 // Buffered returns how many bytes of the body have come already.
 func (b *guestBody) Buffered() int {
+	b.reading.Lock()
+	defer b.reading.Unlock()
 	if b.x.r == nil {
 		return 0
 	}
@@ -237,6 +258,8 @@ func (b *guestBody) Buffered() int {
 
 // Read reads from the guest.
 func (b *guestBody) Read(p []byte) (int, error) {
+	b.reading.Lock()
+	defer b.reading.Unlock()
 	if b.err != nil {
 		return 0, b.err
 	}
@@ -252,6 +275,11 @@ func (b *guestBody) Read(p []byte) (int, error) {
 
 // Close ends the exchange, also in the middle of the body.
 func (b *guestBody) Close() error {
+	if !b.reading.TryLock() {
+		b.x.cutOff()
+		b.reading.Lock()
+	}
+	defer b.reading.Unlock()
 	if b.err == nil {
 		b.err = http.ErrBodyReadAfterClose
 	}
