@@ -98,7 +98,7 @@ var rules = []rule{
 	{"proto/check", nil, "a tool of `make check`"},
 	{"guest/...", []string{"guest/...", "impl/safename", "impl/need"}, "no host code in the guest's parts; the floor is no host code"},
 	{"vagrant/...", []string{"vagrant/...", "guest/initramfs", "guest/kernel", "guest/rootfs"}, "runs tests in VMs, built as the guests are"},
-	{"e2e/...", []string{"e2e/...", "impl/apiclient", "impl/envdclient", "impl/transport", "impl/need"}, "suites reach the system by the wire and public packages"},
+	{"e2e/...", []string{"e2e/...", "impl/apiclient", "impl/envdclient", "impl/transport", "impl/need", "impl/netns/netnstest"}, "suites reach the system by the wire and public packages; a host of their own is test support"},
 	{"fault", nil, "holds tests alone, which are built with a tag; they reach the system by the wire, and its steps by their names"},
 	{"bench/...", []string{"bench/...", "e2e/...", "impl/apiclient", "impl/envdclient", "impl/transport", "impl/need"}, "suites reach the system by the wire and public packages"},
 }

@@ -17,25 +17,13 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-	"github.com/vishvananda/netlink"
 
 	"wrenn/e2e/harness"
 	"wrenn/impl/apiclient"
 	"wrenn/impl/need"
-	"wrenn/impl/netns/netnstest"
 )
 
-// TestMain gives the benchmarks a host of their own, and lets no suite that runs an agent run beside them.
-func TestMain(m *testing.M) {
-	netnstest.Isolate()
-	if lo, err := netlink.LinkByName("lo"); err == nil && os.Geteuid() == 0 {
-		if err := netlink.LinkSetUp(lo); err != nil {
-			fmt.Fprintln(os.Stderr, "raise lo:", err)
-			os.Exit(1)
-		}
-	}
-	harness.Main(m)
-}
+func TestMain(m *testing.M) { harness.MainOnOwnHost(m) }
 
 // rounds is how often each thing is measured: the median of five bears two disturbances.
 const rounds = 5

@@ -14,26 +14,14 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-	"github.com/vishvananda/netlink"
 
 	"wrenn/e2e/harness"
 	"wrenn/impl/apiclient"
 	"wrenn/impl/need"
-	"wrenn/impl/netns/netnstest"
 	"wrenn/impl/transport"
 )
 
-// TestMain gives the tests a host of their own, with nothing but lo.
-func TestMain(m *testing.M) {
-	netnstest.Isolate()
-	if lo, err := netlink.LinkByName("lo"); err == nil && os.Geteuid() == 0 {
-		if err := netlink.LinkSetUp(lo); err != nil {
-			fmt.Fprintln(os.Stderr, "raise lo:", err)
-			os.Exit(1)
-		}
-	}
-	harness.Main(m)
-}
+func TestMain(m *testing.M) { harness.MainOnOwnHost(m) }
 
 // port is where the program in the guests answers.
 const port = 7000

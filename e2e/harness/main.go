@@ -7,7 +7,10 @@ import (
 	"runtime"
 	"testing"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"wrenn/impl/netns/netnstest"
 )
 
 // Main is the TestMain of a package that starts Systems. There is one agent per host, and a census sees
@@ -22,6 +25,28 @@ func Main(m *testing.M) {
 		os.Exit(1)
 	}
 	os.Exit(code)
+}
+
+// MainOnOwnHost is Main for a package that starts Systems beside nothing else: its test program gets a network
+// with nothing but lo, which is up, and an empty /run. As another user than root it is Main.
+func MainOnOwnHost(m *testing.M) {
+	netnstest.Isolate()
+	if err := raiseLo(); err != nil {
+		fmt.Fprintln(os.Stderr, "harness: raise lo:", err)
+		os.Exit(1)
+	}
+	Main(m)
+}
+
+func raiseLo() error {
+	if os.Geteuid() != 0 {
+		return nil // not on a host of its own, and not allowed to
+	}
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return err
+	}
+	return netlink.LinkSetUp(lo)
 }
 
 func locked(run func() int) (code int, err error) {

@@ -5,31 +5,17 @@ package snapshot_test
 import (
 	"context"
 	"fmt"
-	"os"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"github.com/vishvananda/netlink"
 
 	"wrenn/e2e/harness"
 	"wrenn/impl/apiclient"
-	"wrenn/impl/netns/netnstest"
 )
 
-// TestMain gives the tests a host of their own, with nothing but lo, and lets no other suite that runs an
-// agent run beside them.
-func TestMain(m *testing.M) {
-	netnstest.Isolate()
-	if lo, err := netlink.LinkByName("lo"); err == nil && os.Geteuid() == 0 {
-		if err := netlink.LinkSetUp(lo); err != nil {
-			fmt.Fprintln(os.Stderr, "raise lo:", err)
-			os.Exit(1)
-		}
-	}
-	harness.Main(m)
-}
+func TestMain(m *testing.M) { harness.MainOnOwnHost(m) }
 
 // cycle is what the tests do with a sandbox: it is paused, for a while, and resumed.
 func cycle(t *testing.T, s *harness.System, id string, rest time.Duration) {
