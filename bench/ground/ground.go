@@ -97,7 +97,7 @@ func New(tb testing.TB, cfg Config) *Ground {
 		}
 	}
 	flags := []string{"--destroy-at-exit"}
-	vmm, box := VMM(), apiclient.CreateRequest{Timeout: 3600}
+	vmm, box := VMM(), apiclient.CreateRequest{TemplateID: "base", Timeout: 3600}
 	if cfg.App != "" {
 		need.File(tb, "apps", harness.Build(tb, "apps/templates/"+cfg.App+"/rootfs.ext4"), "run `make apps`")
 		flags = append(flags, "--image-dir", harness.Build(tb, "apps"))

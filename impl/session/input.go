@@ -9,8 +9,8 @@ import (
 	"wrenn/impl/envdclient"
 )
 
-// input is what the client has sent and the program has not taken. While one piece is on its way to the
-// guest, what comes meanwhile is joined: keystrokes cost one call each only while they are slow.
+// input is what the client has sent and is not on its way to the program. While one piece is being sent, what comes
+// meanwhile is joined.
 type input struct {
 	limit int
 
@@ -101,14 +101,18 @@ func (in *input) isFull() bool {
 // feed passes input on to the program, in order. A program that takes no more has ended or will; what was
 // meant for it is dropped, as by a pipe.
 func (s *session) feed(ctx context.Context) error {
+	feed := s.program.Feed(ctx)
+	defer feed.Flush() //nolint:errcheck // what matters was told by then
 	for {
 		data, ended, ok := s.input.take(ctx)
 		var err error
 		switch {
 		case ok:
-			err = s.program.Input(ctx, data)
+			err = feed.Input(data)
 		case ended:
-			err = s.program.CloseInput(ctx)
+			if err = feed.Flush(); err == nil {
+				err = s.program.CloseInput(ctx)
+			}
 		}
 		if err != nil && !errors.Is(err, envdclient.ErrNoInput) {
 			// Where ctx has ended already, its reason is the one that counts.
