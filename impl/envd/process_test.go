@@ -86,8 +86,11 @@ func TestG02_DeadlineOfTheRequestEndsTheProcess(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	s, pid := d.started(ctx, shell("sleep 300"))
-	assert.False(t, s.Receive())
-	assert.Equal(t, connect.CodeDeadlineExceeded, connect.CodeOf(s.Err()))
+	if s.Receive() { // the daemon's clock was ahead of the client's, and the end came through
+		assert.Equal(t, "signal: killed", s.Msg().GetEvent().GetEnd().GetError())
+	} else {
+		assert.Equal(t, connect.CodeDeadlineExceeded, connect.CodeOf(s.Err()))
+	}
 	_ = s.Close()
 	require.Eventually(t, func() bool {
 		l, err := d.procs.List(within(t), connect.NewRequest(&pb.ListRequest{}))

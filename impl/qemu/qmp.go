@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"sync"
 	"time"
 )
@@ -83,11 +84,15 @@ func (q *qmp) do(command string, args, out any) error {
 	if err != nil {
 		return fmt.Errorf("encode qmp %s: %w", command, err)
 	}
-	if err := q.conn.SetWriteDeadline(time.Now().Add(qmpTimeout)); err != nil {
-		return fmt.Errorf("qmp %s: %w", command, err)
+	err = q.conn.SetWriteDeadline(time.Now().Add(qmpTimeout))
+	if err == nil {
+		_, err = q.conn.Write(append(raw, '\n'))
 	}
-	if _, err := q.conn.Write(append(raw, '\n')); err != nil {
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
 		return fmt.Errorf("qmp %s: %w", command, err)
+	case err != nil: // a connection breaks for no other reason
+		return fmt.Errorf("qmp %s: %w: %w", command, errQMPClosed, err)
 	}
 	limit := time.NewTimer(qmpTimeout)
 	defer limit.Stop()
