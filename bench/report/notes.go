@@ -5,8 +5,9 @@ const notes = `
 ## How to read this
 
 **Keys come at their pace**, one each 5 ms, whether or not earlier ones have come back, and those that wait for one
-another travel together. A terminal of envd takes keys by a call each, and the next call waits for the answer to the
-one before. So where a queue delays everything by d, an echo takes between d and 2d, where plain TCP takes d.
+another travel together. An SDK's terminal (isolated, shared) sends keys by a call each, and the next call waits for
+the answer to the one before. So where a queue delays everything by d, an echo takes between d and 2d, where plain TCP
+takes d. One by the control plane's WebSocket (isolated-ws) sends them by one call that stays open.
 
 **What one HTTP/2 connection does.** Go's server gives a connection the receive window of one stream (1 MiB). An
 upload that nobody reads fills it, at each hop, and from then on no other request's body is taken, a keystroke's
