@@ -316,6 +316,9 @@ func (m *machine) start() error {
 	}
 	m.guest, m.state = g, running
 	go m.await(g)
+	if m.cfg.Accel != "kvm" && len(m.drives) > 0 {
+		go g.watchBoot(m.log)
+	}
 	return nil
 }
 
