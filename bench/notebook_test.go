@@ -3,12 +3,8 @@ package bench_test
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -29,8 +25,6 @@ const (
 	notebookKeys  = 100
 	notebookPace  = 100 * time.Millisecond
 	notebookLimit = time.Minute // in which each key must come back
-	polls         = 200         // a second, by so many pollers as E2B-like pages have
-	pollers       = 8
 )
 
 // printing is a cell that prints until it is told to stop, two minutes at most. It clears its output now and then,
@@ -68,9 +62,7 @@ func TestT07_ATerminalBesideABusyNotebook(t *testing.T) {
 		t.Run(d.Name, func(t *testing.T) {
 			busy := startBusy(t, g, d)
 			busy.measure(t, "a key was lost")
-			upload, err := load.Start(t.Context(), busy.client.Door, load.Unread)
-			require.NoError(t, err)
-			defer upload.Stop()
+			startLoad(t, busy.client.Door, load.Unread)
 			if d.Name == ground.Shared.Name {
 				err := busy.typeOn(typing.Limit)
 				for end := time.Now().Add(harness.Patience); err == nil && time.Now().Before(end); {
@@ -89,11 +81,9 @@ type busyNotebook struct {
 	g      *ground.Ground
 	client *ground.Client
 	typist *echo.Typist
-	cancel context.CancelFunc
-	wg     sync.WaitGroup
-
-	answered, downloaded atomic.Int64
-	began                time.Time
+	polls  *load.Load // of Jupyter's API
+	files  *load.Load // a download
+	began  time.Time
 }
 
 // startBusy opens a terminal, and then the browser, the polls and the download.
@@ -117,17 +107,20 @@ func startBusy(t *testing.T, g *ground.Ground, d ground.Design) *busyNotebook {
 	})
 	runCell(t, b.client.Page(t, notebookPort))
 
-	var ctx context.Context
-	ctx, b.cancel = context.WithCancel(t.Context())
-	t.Cleanup(func() { b.cancel(); b.wg.Wait() })
 	b.began = time.Now()
-	for range pollers {
-		b.wg.Go(func() { b.poll(ctx) })
-	}
-	b.wg.Go(func() { b.download(ctx) })
-	require.Eventually(t, func() bool { return b.answered.Load() > 0 && b.downloaded.Load() > 0 }, harness.Patience, 50*time.Millisecond,
+	b.polls = startLoad(t, load.At{Door: b.client.Port(notebookPort), Path: "/api/status"}, load.Poll)
+	b.files = startLoad(t, b.client.Door, load.Download)
+	require.Eventually(t, func() bool { return b.polls.Calls() > 0 && b.files.Bytes() > 0 }, harness.Patience, 50*time.Millisecond,
 		"neither polls nor a download come through")
 	return b
+}
+
+func startLoad(t *testing.T, door load.Door, kind load.Kind) *load.Load {
+	t.Helper()
+	l, err := load.Start(t.Context(), door, kind)
+	require.NoError(t, err)
+	t.Cleanup(l.Stop)
+	return l
 }
 
 // runCell opens the notebook in a browser and has it print until the test ends.
@@ -151,51 +144,6 @@ func runCell(t *testing.T, page string) {
 	_, err := chromedp.Run(ctx, chromedp.Evaluate[bool](`Jupyter.notebook.execute_all_cells(), true`))
 	require.NoError(t, err)
 	wait(`[...document.querySelectorAll(".output_stdout")].some(o => /line \d+/.test(o.textContent))`)
-}
-
-// poll asks the notebook's API at its share of the pace; what the guest cannot answer in time is asked for later.
-func (b *busyNotebook) poll(ctx context.Context) {
-	door := b.client.Port(notebookPort)
-	tick := time.NewTicker(pollers * time.Second / polls)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		if n, err := fetch(ctx, door, "/api/status", io.Discard); err == nil && n > 0 {
-			b.answered.Add(1)
-		}
-	}
-}
-
-func (b *busyNotebook) download(ctx context.Context) {
-	for ctx.Err() == nil {
-		_, _ = fetch(ctx, b.client.Door, "/download", counting{&b.downloaded})
-	}
-}
-
-// counting counts what is written.
-type counting struct{ n *atomic.Int64 }
-
-func (c counting) Write(p []byte) (int, error) { c.n.Add(int64(len(p))); return len(p), nil }
-
-func fetch(ctx context.Context, door load.Door, path string, to io.Writer) (int64, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://guest"+path, nil)
-	if err != nil {
-		return 0, err
-	}
-	res, err := door.RoundTrip(req)
-	if err != nil {
-		return 0, err
-	}
-	n, err := io.Copy(to, res.Body)
-	err = errors.Join(err, res.Body.Close())
-	if err == nil && res.StatusCode != http.StatusOK {
-		err = fmt.Errorf("GET %s: %s", path, res.Status)
-	}
-	return n, err
 }
 
 // typeOn types as a person does; each key must come back within limit, in order.
@@ -228,12 +176,14 @@ func (b *busyNotebook) measure(t *testing.T, failing string) {
 	samples := b.typist.Samples()
 	require.Len(t, samples, notebookKeys)
 	b.typist.Forget()
+	require.NoError(t, b.polls.Err())
+	require.NoError(t, b.files.Err())
 	took := time.Since(b.began).Seconds()
 	of := func(samples []time.Duration) string {
 		return fmt.Sprintf("p50 %.1f ms, p99 %.1f ms, max %.1f ms", ms(samples, 0.5), ms(samples, 0.99), ms(samples, 1))
 	}
-	t.Logf("echo %s; inside the guest %s: the transport's share is %.1f ms in the middle; beside it %.0f polls a second were answered of %d, and %.1f MB a second downloaded",
-		of(samples), of(inside), ms(samples, 0.5)-ms(inside, 0.5), float64(b.answered.Load())/took, polls, float64(b.downloaded.Load())/took/1e6)
+	t.Logf("echo %s; inside the guest %s: the transport's share is %.1f ms in the middle; beside it %.0f polls a second were answered of 200, and %.1f MB a second downloaded",
+		of(samples), of(inside), ms(samples, 0.5)-ms(inside, 0.5), float64(b.polls.Calls())/took, float64(b.files.Bytes())/took/1e6)
 }
 
 func ms(samples []time.Duration, q float64) float64 {

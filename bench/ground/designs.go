@@ -27,7 +27,7 @@ type Design struct {
 type Client struct {
 	// Terminal opens a terminal that echoes; it prints "ready" first.
 	Terminal func(ctx context.Context) (io.ReadWriteCloser, error)
-	// Door leads to the servers beside it, and Port to what else listens in the guest; only Isolated and Shared have it.
+	// Door leads to the servers beside it. Port leads to any port of the guest, and is nil where the design has no guest.
 	Door load.Door
 	Port func(port int) load.Door
 

@@ -149,47 +149,26 @@ func openWebTTY(_ context.Context, g *Ground, l Link) (*Client, error) {
 			if err != nil {
 				return nil, err
 			}
-			return &webtty{ctx: ctx, conn: conn}, nil
+			return &socket{ctx: ctx, conn: conn, output: terminadoOutput, input: terminadoInput}, nil
 		},
 	}, nil
 }
 
-// webtty speaks terminado's messages: JSON lists of a kind and a text.
-type webtty struct {
-	ctx  context.Context //nolint:containedctx // io.Reader cannot carry it
-	conn *websocket.Conn
-	rest []byte
+// Terminado's messages are JSON lists of a kind and a text.
+
+func terminadoOutput(_ websocket.MessageType, data []byte) ([]byte, error) {
+	var message []any
+	if err := json.Unmarshal(data, &message); err != nil {
+		return nil, err
+	}
+	if len(message) != 2 || message[0] != "stdout" {
+		return nil, nil
+	}
+	text, _ := message[1].(string)
+	return []byte(text), nil
 }
 
-func (t *webtty) Read(p []byte) (int, error) {
-	for len(t.rest) == 0 {
-		_, raw, err := t.conn.Read(t.ctx)
-		if err != nil {
-			return 0, err
-		}
-		var message []any
-		if err := json.Unmarshal(raw, &message); err != nil {
-			return 0, err
-		}
-		if len(message) == 2 && message[0] == "stdout" {
-			text, _ := message[1].(string)
-			t.rest = []byte(text)
-		}
-	}
-	n := copy(p, t.rest)
-	t.rest = t.rest[n:]
-	return n, nil
+func terminadoInput(p []byte) (websocket.MessageType, []byte, error) {
+	data, err := json.Marshal([]string{"stdin", string(p)})
+	return websocket.MessageText, data, err
 }
-
-func (t *webtty) Write(p []byte) (int, error) {
-	raw, err := json.Marshal([]string{"stdin", string(p)})
-	if err == nil {
-		err = t.conn.Write(t.ctx, websocket.MessageText, raw)
-	}
-	if err != nil {
-		return 0, err
-	}
-	return len(p), nil
-}
-
-func (t *webtty) Close() error { return t.conn.CloseNow() }

@@ -40,35 +40,12 @@ func openIsolatedWS(ctx context.Context, g *Ground, l Link) (*Client, error) {
 		if err := conn.Write(ctx, websocket.MessageText, start); err != nil {
 			return nil, err
 		}
-		return &session{ctx: ctx, conn: conn}, nil
+		return &socket{ctx: ctx, conn: conn, output: func(kind websocket.MessageType, data []byte) ([]byte, error) {
+			if kind != websocket.MessageBinary {
+				return nil, nil // it is about the terminal
+			}
+			return data, nil
+		}, input: func(p []byte) (websocket.MessageType, []byte, error) { return websocket.MessageBinary, p, nil }}, nil
 	}
 	return c, nil
 }
-
-// session is a terminal by the control plane's WebSocket: binary messages are its bytes, text is about it.
-type session struct {
-	ctx  context.Context //nolint:containedctx // io.Reader cannot carry it
-	conn *websocket.Conn
-	rest []byte
-}
-
-func (s *session) Read(p []byte) (int, error) {
-	for len(s.rest) == 0 {
-		kind, data, err := s.conn.Read(s.ctx)
-		if err != nil {
-			return 0, err
-		}
-		if kind == websocket.MessageBinary {
-			s.rest = data
-		}
-	}
-	n := copy(p, s.rest)
-	s.rest = s.rest[n:]
-	return n, nil
-}
-
-func (s *session) Write(p []byte) (int, error) {
-	return len(p), s.conn.Write(s.ctx, websocket.MessageBinary, p)
-}
-
-func (s *session) Close() error { return s.conn.CloseNow() }

@@ -8,6 +8,19 @@ import (
 	"net/url"
 )
 
+// At is a door to one path behind another door, whatever path is asked for: a load upon a server of somebody else's.
+type At struct {
+	Door
+	Path string
+}
+
+// RoundTrip implements Door.
+func (d At) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.URL.Path = d.Path
+	return d.Door.RoundTrip(r)
+}
+
 // HTTP1 is a door behind which HTTP/1.1 is spoken: a proxy, or the guest's server itself.
 type HTTP1 struct {
 	// Transport makes the connections.

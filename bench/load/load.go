@@ -28,11 +28,12 @@ const (
 	None      Kind = "none"
 	Jupyter   Kind = "websockets" // 32 WebSockets at 1 MB/s each, with a frame of 8 MB now and then
 	Poll      Kind = "poll"       // 200 requests of a REST API per second
-	Downloads Kind = "downloads"  // 4 downloads as fast as they come
+	Download  Kind = "download"   // one download as fast as it comes
+	Downloads Kind = "downloads"  // 4 downloads
 	Flood     Kind = "downloads16"
 	Unread    Kind = "unread-upload"  // one upload whose receiver does not read
 	Stalled   Kind = "stalled-viewer" // one download that its receiver does not go on reading
-	All       Kind = "all"            // all of the above but Flood
+	All       Kind = "all"            // all of the above but Download and Flood
 )
 
 // Kinds are those that BenchmarkPTY goes through.
@@ -90,6 +91,9 @@ func Start(ctx context.Context, door Door, kind Kind) (*Load, error) {
 	}
 	if every || kind == Downloads {
 		run(downloads, l.download)
+	}
+	if kind == Download {
+		run(1, l.download)
 	}
 	if kind == Flood {
 		run(flood, l.download)

@@ -132,10 +132,9 @@ func (m *Manager) restoreSteps(s *owned, from *origin, report *BootReport) []ste
 			s.hasDisk = true
 			return m.suspect(ctx, s, from, m.cfg.Disk.Restore(ctx, m.diskSpec(s), from.dir))
 		}},
-		{Name: "memory", Beside: true, Do: func(ctx context.Context) error {
-			return m.suspect(ctx, s, from, m.provide(ctx, s, from))
-		}},
 		{Name: "network", Beside: true, Do: func(ctx context.Context) error { return m.cfg.Network.Create(ctx, s.now.Slot, s.policy) }},
+		// Not beside verify: it may leave a file for later resumes, which trust it.
+		{Name: "memory", Do: func(ctx context.Context) error { return m.provide(ctx, s, from) }},
 		{Name: "vmm", Do: func(ctx context.Context) error { return m.restore(ctx, s, from) }},
 		{Name: "vcpus", Do: func(ctx context.Context) error { return m.unstop(ctx, s) }},
 		{Name: "guest", Do: func(ctx context.Context) error {
@@ -173,8 +172,8 @@ func (m *Manager) load(s *owned, from *origin) error {
 	return nil
 }
 
-// verify compares every checksum. Disk and memory are made of the files meanwhile, but no VMM sees them before all
-// are found right.
+// verify compares every checksum. The disk is made of its file meanwhile, but no VMM sees it before all are found
+// right, and it is gone if they are not.
 func (m *Manager) verify(ctx context.Context, s *owned, from *origin) error {
 	if err := snapshot.Verify(ctx, from.dir, s.source); err != nil || from.filesOnly {
 		return err
@@ -182,7 +181,7 @@ func (m *Manager) verify(ctx context.Context, s *owned, from *origin) error {
 	return m.cfg.Memory.Verify(ctx, from.dir, s.source.Layers)
 }
 
-// suspect looks for the cause of a failure in the snapshot itself, which is then what to tell.
+// suspect looks for the cause of a failure beside verify in the snapshot itself, which is then what to tell.
 func (m *Manager) suspect(ctx context.Context, s *owned, from *origin, err error) error {
 	if err == nil || ctx.Err() != nil {
 		return err
