@@ -24,10 +24,10 @@ const debugPort = 49983
 
 // TestDebugMode runs debug.test.mjs against an envd of its own on debugPort.
 func TestDebugMode(t *testing.T) {
-	need.Program(t, "npm", "git", "bash")
-	needSDK(t)
+	need.Program(t, "git", "bash")
+	sdk := needSDK(t)
 	home := startEnvd(t)
-	runNode(t, "debug.test.mjs", "E2B_DEBUG=true", "WRENN_TEST_HOME="+home)
+	sdk.file("debug.test.mjs", 5*time.Minute, "E2B_DEBUG=true", "WRENN_TEST_HOME="+home)
 }
 
 // startEnvd builds and starts envd and returns the home that its programs and paths start in.

@@ -1,7 +1,6 @@
 package sdk
 
 import (
-	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -13,7 +12,6 @@ import (
 	"net"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -22,7 +20,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"wrenn/e2e/harness"
-	"wrenn/impl/need"
 )
 
 // pauseTimeout bounds one run of pause.test.mjs: some thirty pauses and resumes, each of which may take half
@@ -31,40 +28,27 @@ const pauseTimeout = 20 * time.Minute
 
 // TestU01_SDKPausesByURL runs pause.test.mjs with one URL for all sandboxes.
 func TestU01_SDKPausesByURL(t *testing.T) {
-	need.Program(t, "npm")
-	needSDK(t)
+	sdk := needSDK(t)
 	before := harness.Take(t)
 	s := harness.Start(t, harness.Dir(t))
-	runPauses(t, "E2B_API_URL="+s.APIURL, "E2B_SANDBOX_URL="+s.SandboxURL, "E2B_API_KEY="+s.APIKey)
+	sdk.file("pause.test.mjs", pauseTimeout, "E2B_API_URL="+s.APIURL, "E2B_SANDBOX_URL="+s.SandboxURL, "E2B_API_KEY="+s.APIKey)
 	s.Stop()
 	before.Same(t)
 }
 
 // TestU01_SDKPausesByName runs pause.test.mjs with a name for each sandbox and port, by TLS.
 func TestU01_SDKPausesByName(t *testing.T) {
-	need.Program(t, "npm")
-	needSDK(t)
+	sdk := needSDK(t)
 	before := harness.Take(t)
 	front := listenTLS(t, "sandboxes.test")
 	s := harness.Start(t, harness.Dir(t), "--domain", front.domain)
 	target, err := url.Parse(s.SandboxURL)
 	require.NoError(t, err)
 	front.serve(target.Host)
-	runPauses(t, "E2B_API_URL="+s.APIURL, "E2B_DOMAIN="+front.domain, "E2B_API_KEY="+s.APIKey, "WRENN_TEST_NAMES=1", "NODE_EXTRA_CA_CERTS="+front.certificate)
+	sdk.file("pause.test.mjs", pauseTimeout, "E2B_API_URL="+s.APIURL, "E2B_DOMAIN="+front.domain, "E2B_API_KEY="+s.APIKey, "WRENN_TEST_NAMES=1", "NODE_EXTRA_CA_CERTS="+front.certificate)
 	front.close()
 	s.Stop()
 	before.Same(t)
-}
-
-func runPauses(t *testing.T, env ...string) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), pauseTimeout)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, node, "--test", "--test-reporter=spec", "pause.test.mjs")
-	cmd.Env = append(os.Environ(), env...)
-	out, err := cmd.CombinedOutput()
-	t.Logf("%s", out)
-	require.NoError(t, err, "the SDK's tests fail")
 }
 
 // tlsFront is what an operator puts in front of the sandbox proxy: TLS for a wildcard name. It offers HTTP/1.1
