@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"hash/fnv"
 	"slices"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -15,17 +14,11 @@ import (
 // has none. What the guest receives leaves the host by the TAP: a token bucket filter at its root. What
 // the guest sends enters by it: the ingress hook redirects every packet to an intermediate device (ifb),
 // where the same filter stands. All of it lives in the network namespace of the process. One-time
-// bursts and limits on operations have no counterpart and are not enforced.
+// bursts and limits on operations have no counterpart and are not enforced. Packets that are marked as
+// interactive wait for no others (bands.go).
 type shaper struct {
 	taps map[string]bool // names of the TAPs that may carry limits
 }
-
-// queueTime is how long a packet may wait for tokens before it is dropped. 50 ms is what a guest's own
-// virtio queue of 256 frames holds at 50 Mbit/s.
-const queueTime = 50 * time.Millisecond
-
-// minQueue is the least room of the queue, in bytes: four unsegmented frames of 64 KiB.
-const minQueue = 256 << 10
 
 // apply sets, changes or lifts the limits of the given interfaces.
 func (s *shaper) apply(nics []nic) error {
@@ -60,31 +53,6 @@ func bandwidth(l *rateLimiter) *tokenBucket {
 		return nil
 	}
 	return l.Bandwidth
-}
-
-// setBucket puts a token bucket filter at link's root, or takes it away where b limits nothing.
-func setBucket(link netlink.Link, b *tokenBucket) error {
-	attrs := netlink.QdiscAttrs{LinkIndex: link.Attrs().Index, Handle: netlink.MakeHandle(1, 0), Parent: netlink.HANDLE_ROOT}
-	if !b.limits() {
-		return dropQdisc(&netlink.Tbf{QdiscAttrs: attrs})
-	}
-	rate := max(b.perSecond(), 1)
-	// A frame larger than the bucket would never pass; 64 KiB is the largest a guest can send.
-	burst := max(b.Size, 64<<10)
-	queue := max(uint64(queueTime.Seconds()*float64(rate)), minQueue)
-	return netlink.QdiscReplace(&netlink.Tbf{
-		QdiscAttrs: attrs,
-		Rate:       rate,
-		Buffer:     uint32(min(netlinkTicks(rate, burst), 1<<32-1)),
-		Limit:      uint32(min(queue, 1<<32-1)),
-	})
-}
-
-// netlinkTicks is how long burst bytes take at rate bytes per second, in the kernel's scheduling ticks of
-// 64 ns, which is how a filter's bucket is given.
-func netlinkTicks(rate, burst uint64) uint64 {
-	const tick = 64e-9
-	return uint64(float64(burst) / float64(rate) / tick)
 }
 
 // dropQdisc takes a qdisc away; one that is not there is no error.

@@ -13,7 +13,7 @@ var DefaultModules = []string{
 	"nf_tables", "nft_compat", "nft_chain_nat", "nft_ct", "nft_nat", "nft_masq", "nft_limit", "nft_log", "nft_reject_ipv4",
 	"nf_conntrack_netlink", "xt_MASQUERADE", "xt_conntrack", "xt_nat", "xt_tcpudp", "xt_comment", "xt_mark", "xt_multiport",
 	"xt_addrtype", "ipt_REJECT",
-	"sch_tbf", "sch_ingress", "cls_u32", "cls_matchall", "act_mirred", "ifb",
+	"sch_tbf", "sch_htb", "sch_ingress", "cls_u32", "cls_matchall", "act_mirred", "ifb",
 }
 
 // defaultPrograms are there in every machine if this machine has them: what test scripts use.
