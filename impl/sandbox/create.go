@@ -52,7 +52,7 @@ func (m *Manager) create(s *owned) error {
 	return nil
 }
 
-// createSteps have no undos: taking down a half-made sandbox is the same act as taking down a whole
+// createSteps undo nothing that lasts: taking down a half-made sandbox is the same act as taking down a whole
 // one, and there is one list for it (teardownSteps).
 func (m *Manager) createSteps(s *owned, report *BootReport) []step.Step {
 	steps := []step.Step{

@@ -122,8 +122,8 @@ func TestS08_AFailedRePauseLeavesTheFormerSnapshot(t *testing.T) {
 
 func TestS08_AFailedResumeLeavesItPaused(t *testing.T) {
 	for act, step := range map[string]string{
-		"memory.verify": "verify", "disk.restore": "disk", "network.create": "network", "memory.provide": "memory", "vmm.restore": "vmm",
-		"vmm.resume": "vcpus", "guest.init": "guest", "guest.thaw": "thaw",
+		"memory.verify": "verify", "disk.restore": "step disk", "network.create": "step network", "memory.provide": "step memory",
+		"vmm.restore": "step vmm", "vmm.resume": "step vcpus", "guest.init": "step guest", "guest.thaw": "step thaw",
 	} {
 		t.Run(act, func(t *testing.T) {
 			h := sandboxtest.NewHost()
@@ -135,7 +135,7 @@ func TestS08_AFailedResumeLeavesItPaused(t *testing.T) {
 			h.Fail(act, boom)
 			_, err := m.Resume(t.Context(), "a", time.Hour, false, false)
 			require.ErrorIs(t, err, boom)
-			require.ErrorContains(t, err, "step "+step)
+			require.ErrorContains(t, err, step+": ")
 			info, err := m.Get("a")
 			require.NoError(t, err)
 			assert.Equal(t, sandbox.Paused, info.State)

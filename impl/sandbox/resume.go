@@ -89,7 +89,7 @@ func (m *Manager) afterFailedResume(ctx context.Context, s *owned, pausedAt time
 	return errors.Join(err, m.park(s))
 }
 
-// resumeSteps have no undos: a resume that fails ends in park.
+// resumeSteps undo nothing that lasts: a resume that fails ends in park.
 func (m *Manager) resumeSteps(s *owned, from *origin, report *BootReport) []step.Step {
 	steps := []step.Step{
 		{Name: "slot", Do: func(context.Context) error { return m.reserve(s) }},
@@ -121,30 +121,44 @@ type origin struct {
 	filesOnly bool
 	// memory is where the VMM gets it from, once that is provided.
 	memory MemorySource
+	checks *checks
 }
 
-// restoreSteps make a machine of a snapshot in a sandbox that has its slot, up to users' processes that run.
+// restoreSteps make a machine of a snapshot in a sandbox that has its slot, up to users' processes that run. The
+// snapshot is verified beside all of them but the last.
 func (m *Manager) restoreSteps(s *owned, from *origin, report *BootReport) []step.Step {
+	besideChecks := func(name string, do func(context.Context) error) step.Step {
+		return step.Step{Name: name, Do: func(ctx context.Context) error { return from.checks.beside(ctx, do) }}
+	}
+	network := step.Step{Name: "network", Beside: true, Do: func(ctx context.Context) error { return m.cfg.Network.Create(ctx, s.now.Slot, s.policy) }}
+	memory := besideChecks("memory", func(ctx context.Context) error { return m.provide(ctx, s, from) })
+	memory.Beside = true
 	return []step.Step{
 		{Name: "load", Do: func(context.Context) error { return m.load(s, from) }},
-		{Name: "verify", Do: func(ctx context.Context) error { return m.verify(ctx, s, from) }},
-		{Name: "disk", Beside: true, Do: func(ctx context.Context) error {
-			s.hasDisk = true
-			return m.suspect(ctx, s, from, m.cfg.Disk.Restore(ctx, m.diskSpec(s), from.dir))
+		{Name: "verify", Do: func(context.Context) error {
+			from.checks = m.check(s, from)
+			return nil
+		}, Undo: func(context.Context) error {
+			from.checks.end()
+			return nil
 		}},
-		{Name: "network", Beside: true, Do: func(ctx context.Context) error { return m.cfg.Network.Create(ctx, s.now.Slot, s.policy) }},
-		// Not beside verify: it may leave a file for later resumes, which trust it.
-		{Name: "memory", Do: func(ctx context.Context) error { return m.provide(ctx, s, from) }},
-		{Name: "vmm", Do: func(ctx context.Context) error { return m.restore(ctx, s, from) }},
-		{Name: "vcpus", Do: func(ctx context.Context) error { return m.unstop(ctx, s) }},
-		{Name: "guest", Do: func(ctx context.Context) error {
+		besideChecks("disk", func(ctx context.Context) error {
+			s.hasDisk = true
+			return m.cfg.Disk.Restore(ctx, m.diskSpec(s), from.dir)
+		}),
+		memory,
+		network,
+		besideChecks("vmm", func(ctx context.Context) error { return m.restore(ctx, s, from) }),
+		besideChecks("vcpus", func(ctx context.Context) error { return m.unstop(ctx, s) }),
+		besideChecks("guest", func(ctx context.Context) error {
 			var err error
 			*report, err = m.cfg.Guest.Init(ctx, s.now.Address, s.firstInit(from), s.machine.Done())
 			if !from.filesOnly {
 				*report = BootReport{EnvdVersion: report.EnvdVersion} // its start was another machine's
 			}
 			return err
-		}},
+		}),
+		{Name: "verified", Do: func(ctx context.Context) error { return from.checks.wait(ctx) }},
 		{Name: "thaw", Do: func(ctx context.Context) error {
 			if from.filesOnly {
 				return nil
@@ -170,23 +184,6 @@ func (m *Manager) load(s *owned, from *origin) error {
 	}
 	s.source, s.lineage = manifest, manifest.ID
 	return nil
-}
-
-// verify compares every checksum. The disk is made of its file meanwhile, but no VMM sees it before all are found
-// right, and it is gone if they are not.
-func (m *Manager) verify(ctx context.Context, s *owned, from *origin) error {
-	if err := snapshot.Verify(ctx, from.dir, s.source); err != nil || from.filesOnly {
-		return err
-	}
-	return m.cfg.Memory.Verify(ctx, from.dir, s.source.Layers)
-}
-
-// suspect looks for the cause of a failure beside verify in the snapshot itself, which is then what to tell.
-func (m *Manager) suspect(ctx context.Context, s *owned, from *origin, err error) error {
-	if err == nil || ctx.Err() != nil {
-		return err
-	}
-	return errors.Join(err, m.verify(ctx, s, from))
 }
 
 // provide puts the layers under the machine, which the next diff lies on, and makes ready what it is restored

@@ -3,6 +3,7 @@ package sandbox_test
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -13,35 +14,56 @@ import (
 	"wrenn/impl/sandbox/sandboxtest"
 )
 
-// slowChecks takes its time to find a memory damaged, and notes whether something is made of it.
-type slowChecks struct {
-	sandbox.Memory
-	provided bool
-}
+// slowChecks takes its time to find a memory damaged.
+type slowChecks struct{ sandbox.Memory }
 
 var errDamaged = errors.New("boom")
 
-func (c *slowChecks) Verify(context.Context, string, int) error {
-	time.Sleep(50 * time.Millisecond) // in which others could be done
+func (slowChecks) Verify(context.Context, string, int) error {
+	time.Sleep(50 * time.Millisecond) // in which others can be done
 	return errDamaged
 }
 
-func (c *slowChecks) Provide(ctx context.Context, use sandbox.MemoryUse) (sandbox.MemorySource, error) {
-	c.provided = true
-	return c.Memory.Provide(ctx, use)
+// deafGuest does not answer a first call of which it is told that it brings the clock: that of a resume.
+type deafGuest struct{ sandbox.Guest }
+
+func (g deafGuest) Init(ctx context.Context, addr netip.Addr, init sandbox.GuestInit, died <-chan struct{}) (sandbox.BootReport, error) {
+	if !init.SetClock {
+		return g.Guest.Init(ctx, addr, init, died)
+	}
+	<-ctx.Done()
+	return sandbox.BootReport{}, ctx.Err()
 }
 
-// TestS08_NothingThatLastsIsMadeBeforeTheChecks: neither a machine nor the file that later resumes take for the memory.
-func TestS08_NothingThatLastsIsMadeBeforeTheChecks(t *testing.T) {
+// TestS08_NothingOfAUserRunsBeforeTheChecks: a machine may be there, but its processes stand still until all
+// checksums were right.
+func TestS08_NothingOfAUserRunsBeforeTheChecks(t *testing.T) {
 	h := sandboxtest.NewHost()
 	cfg := config(t, h)
-	checks := &slowChecks{Memory: cfg.Memory}
-	cfg.Memory = checks
+	cfg.Memory = slowChecks{cfg.Memory}
 	m := newManager(t, cfg)
 	create(t, m, "a")
 	pause(t, m, "a")
-	h.OnAct("vmm.restore", func() { assert.Fail(t, "a machine was made before the checks were over") })
+	h.OnAct("guest.thaw", func() { assert.Fail(t, "a user's processes ran before the checks were over") })
 	_, err := m.Resume(t.Context(), "a", time.Hour, false, false)
 	require.ErrorIs(t, err, errDamaged)
-	assert.False(t, checks.provided)
+	info, err := m.Get("a")
+	require.NoError(t, err)
+	assert.Equal(t, sandbox.Paused, info.State)
+	assert.Empty(t, h.Census())
+}
+
+// TestS08_ADamagedSnapshotIsNotWaitedFor: what was found wrong ends a resume whose guest does not answer, and is told
+// instead of what it has led to.
+func TestS08_ADamagedSnapshotIsNotWaitedFor(t *testing.T) {
+	h := sandboxtest.NewHost()
+	cfg := config(t, h)
+	cfg.Memory, cfg.Guest = slowChecks{cfg.Memory}, deafGuest{cfg.Guest}
+	m := newManager(t, cfg)
+	create(t, m, "a")
+	pause(t, m, "a")
+	_, err := m.Resume(t.Context(), "a", time.Hour, false, false)
+	require.ErrorIs(t, err, errDamaged)
+	require.NotErrorIs(t, err, context.Canceled)
+	assert.Empty(t, h.Census())
 }
