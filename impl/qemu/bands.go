@@ -80,8 +80,8 @@ func choose(index int, order uint32) error {
 	marked := &netlink.U32{
 		FilterAttrs: netlink.FilterAttrs{LinkIndex: index, Parent: order, Priority: 1, Protocol: unix.ETH_P_IP},
 		ClassId:     netlink.MakeHandle(2, bandFirst),
-		// The header's first word, of which the second byte is the type of service.
-		Sel: &netlink.TcU32Sel{Flags: nl.TC_U32_TERMINAL, Nkeys: 1, Keys: []netlink.TcU32Key{{Mask: 0xff << 16, Val: lowDelay << 16}}},
+		// The header's first word, of which the second byte is the type of service, with two bits that are of ECN.
+		Sel: &netlink.TcU32Sel{Flags: nl.TC_U32_TERMINAL, Nkeys: 1, Keys: []netlink.TcU32Key{{Mask: 0xfc << 16, Val: lowDelay << 16}}},
 	}
 	if err := netlink.FilterAdd(marked); err != nil {
 		return fmt.Errorf("add the bands' filter: %w", err)

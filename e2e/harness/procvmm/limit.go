@@ -1,0 +1,83 @@
+package main
+
+import (
+	"os"
+	"time"
+)
+
+// connectFrames carries frames between the guest's card and the TAP until the process ends, within the
+// limits of the interface.
+func connectFrames(card, tap *os.File, n *nic) {
+	now := time.Now()
+	carry(card, tap, newBucket(n.TxRateLimiter, now))
+	carry(tap, card, newBucket(n.RxRateLimiter, now))
+}
+
+// carry goes on in the background. Where there is a limit, what waits for it stands in bands, as it does with
+// firecracker-qemu.
+func carry(from, to *os.File, limit *bucket) {
+	if limit == nil {
+		go copyFrames(from, func(frame []byte) { _, _ = to.Write(frame) })
+		return
+	}
+	q := newBands(int(max(queueTime.Seconds()*limit.perSecond, minQueue)))
+	go func() {
+		copyFrames(from, q.put)
+		q.close()
+	}()
+	go func() {
+		frame := make([]byte, maxFrame)
+		for n := q.take(frame); n > 0; n = q.take(frame) {
+			time.Sleep(limit.take(int64(n), time.Now()))
+			// A frame for a card that is down or busy is lost, as on a wire.
+			_, _ = to.Write(frame[:n])
+		}
+	}()
+}
+
+// copyFrames hands over each frame until the link is gone, and with it the guest's network.
+func copyFrames(from *os.File, hand func(frame []byte)) {
+	frame := make([]byte, maxFrame)
+	for {
+		n, err := from.Read(frame)
+		if err != nil {
+			return
+		}
+		hand(frame[:n])
+	}
+}
+
+// bucket limits one direction of the wire. A nil one does not limit.
+type bucket struct {
+	size, left, once float64 // bytes
+	perSecond        float64
+	at               time.Time
+}
+
+func newBucket(l *limiter, now time.Time) *bucket {
+	if l == nil || l.Bandwidth == nil || l.Bandwidth.Size <= 0 || l.Bandwidth.RefillTime <= 0 {
+		return nil // Firecracker too takes a zero for no limit
+	}
+	b := l.Bandwidth
+	return &bucket{
+		size: float64(b.Size), left: float64(b.Size), once: float64(b.OneTimeBurst),
+		perSecond: 1000 * float64(b.Size) / float64(b.RefillTime), at: now,
+	}
+}
+
+// take spends n bytes at now and returns how long their frame must wait.
+func (b *bucket) take(n int64, now time.Time) time.Duration {
+	if b == nil {
+		return 0
+	}
+	b.left = min(b.size, b.left+now.Sub(b.at).Seconds()*b.perSecond)
+	b.at = now
+	spend := float64(n)
+	extra := min(spend, b.once)
+	b.once -= extra
+	b.left -= spend - extra
+	if b.left >= 0 {
+		return 0
+	}
+	return time.Duration(-b.left / b.perSecond * float64(time.Second))
+}
