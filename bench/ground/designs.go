@@ -43,18 +43,20 @@ func (c *Client) Close() {
 
 // The designs. Isolated is Wrenn, the real programs, with a terminal as E2B's SDKs have one, and IsolatedWS the same
 // with a terminal as Wrenn's own page and command line have one. Shared is what it replaces: one HTTP/2 connection per hop
-// for terminals and ports. The others are rulers; load beside TCP goes through Wrenn's programs, so that the
-// machine has as much to do, and load beside the web terminal and ssh to a server on the control plane's host.
+// for terminals and ports. The others are rulers; load beside TCP and SSHOwn goes through Wrenn's programs, so that the
+// machine and the link have as much to do, and load beside the web terminal and the other two of ssh to a server on
+// the control plane's host.
 var (
 	Isolated   = Design{"isolated", openIsolated}
 	IsolatedWS = Design{"isolated-ws", openIsolatedWS}
 	Shared     = Design{"shared", openShared}
 	SSH        = Design{"ssh", func(ctx context.Context, g *Ground, l Link) (*Client, error) { return openSSH(ctx, g, l, true) }}
 	SSHSecond  = Design{"ssh-second", func(ctx context.Context, g *Ground, l Link) (*Client, error) { return openSSH(ctx, g, l, false) }}
+	SSHOwn     = Design{"ssh-own", openSSHOwn}
 	WebTTY     = Design{"terminado", openWebTTY}
 	TCP        = Design{"tcp", openTCP}
 	TCPHops    = Design{"tcp-hops", openTCPHops}
-	Designs    = []Design{Isolated, IsolatedWS, Shared, SSH, SSHSecond, WebTTY, TCP, TCPHops}
+	Designs    = []Design{Isolated, IsolatedWS, Shared, SSH, SSHSecond, SSHOwn, WebTTY, TCP, TCPHops}
 )
 
 // script makes a terminal echo each byte at once, by the kernel's line discipline, with nothing behind it that

@@ -88,6 +88,17 @@ func openSSH(ctx context.Context, g *Ground, l Link, same bool) (*Client, error)
 	return c, ctx.Err()
 }
 
+// openSSHOwn opens a terminal by ssh beside the load that Wrenn carries, so that both stand in the same queues.
+func openSSHOwn(ctx context.Context, g *Ground, l Link) (*Client, error) {
+	g.startSSHD()
+	c, err := openIsolated(ctx, g, l)
+	if err != nil {
+		return nil, err
+	}
+	c.Terminal = func(context.Context) (io.ReadWriteCloser, error) { return startTerminal(l, g.ssh(l, "-tt", script)) }
+	return c, nil
+}
+
 // program is a terminal's client that is a program: what it reads and prints.
 type program struct {
 	io.Reader

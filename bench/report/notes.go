@@ -19,11 +19,12 @@ Processors: beside loads that use them up, an echo waits for its turn at every h
 program of ours. A terminal's echo also passes a work queue of the kernel, which has no priority over anything: on a
 busy machine that alone is tens of milliseconds at p99, for ssh as well.
 The guest's network card: an agent limits what a guest sends (200 MB/s by default). Downloads that reach it fill its
-queue, and all that the guest sends waits there, tcp-hops included.
-The link: connections compete in its queue. This one is a plain queue of 50 ms, and as many flows as downloads fill it;
-ssh carries all downloads in one flow, whose share of a queue on the same machine the kernel bounds (TCP small queues),
-so that it seems faster here than it would with the bottleneck elsewhere. No socket option passes a plain queue: compare
-isolated there with tcp-hops. In a queue with bands (100mbit-bands: pfifo_fast behind the same limit) a socket's
+queue, and tcp-hops waits there; what the daemon sends is marked and goes first.
+The link: connections compete in its queue. This one is a plain queue of 50 ms, and as many flows as there are
+connections fill it. "ssh" and "ssh-second" carry the whole load in one flow, whose share of a queue on the same machine
+the kernel bounds (TCP small queues), so that they seem faster here than they would with the bottleneck elsewhere;
+"ssh-own" has a connection of its own beside the same load as the isolated designs. No socket option passes a plain
+queue: compare isolated there with tcp-hops and ssh-own. In a queue with bands (100mbit-bands: pfifo_fast behind the same limit) a socket's
 priority counts. The isolated designs and OpenSSH set it, tcp-hops does not, and for a shared connection it would be of
 no use. A queue per flow (fq_codel, as most Linux routers have) would let a separate terminal pass too.
 `

@@ -79,7 +79,7 @@ func (r *results) link(page *strings.Builder, dir, kind, link string) error {
 // comparisons sets the designs against each other.
 func (r *results) comparisons(page *strings.Builder, kinds, links []string) {
 	page.WriteString("\n## Against each other\n\nRatios of p99, and at idle of p50. \"own idle\" is the same design without load.\n\n" +
-		"| link | load | shared / isolated | isolated / own idle | tcp-hops / own idle | isolated / tcp-hops | isolated / ssh-second |\n|---|---|---|---|---|---|---|\n")
+		"| link | load | shared / isolated | isolated / own idle | tcp-hops / own idle | isolated / tcp-hops | isolated-ws / tcp-hops | isolated / ssh-own |\n|---|---|---|---|---|---|---|---|\n")
 	for i, link := range links {
 		for _, l := range loads {
 			q := 0.99
@@ -96,7 +96,7 @@ func (r *results) comparisons(page *strings.Builder, kinds, links []string) {
 			}
 			cells := []string{
 				ratio("shared", "isolated", l), ratio("isolated", "isolated", load.None), ratio("tcp-hops", "tcp-hops", load.None),
-				ratio("isolated", "tcp-hops", l), ratio("isolated", "ssh-second", l),
+				ratio("isolated", "tcp-hops", l), ratio("isolated-ws", "tcp-hops", l), ratio("isolated", "ssh-own", l),
 			}
 			if strings.Join(cells, "") != "" {
 				fmt.Fprintf(page, "| %s | %s | %s |\n", link, l, strings.Join(cells, " | "))
