@@ -94,7 +94,7 @@ test-unit:
 	$(GO) test -race -timeout 20m ./impl/... ./guest/... ./proto/... ./bench/actor ./bench/echo ./bench/report
 
 # Packages whose tests want a kernel of their own: device-mapper, a working KVM, freedom to break things.
-VM_PACKAGES := ./impl/netns ./impl/devicemapper ./impl/rootfs ./guest/wrenn-init
+VM_PACKAGES := ./impl/netns ./impl/snapshot ./impl/devicemapper ./impl/rootfs ./guest/wrenn-init
 
 # Inside the VMs nothing may be missing, whatever the machine outside lacks.
 IN_VM := WRENN_NEED= $(GO) test -count=1 -exec $(CURDIR)/$(BIN)/vmexec

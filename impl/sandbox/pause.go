@@ -296,8 +296,12 @@ func (m *Manager) keepDisk(ctx context.Context, s *owned, w *writing, last bool)
 	if err := m.cfg.Disk.Keep(ctx, m.diskSpec(s), w.dir, last); err != nil {
 		return err
 	}
+	former := []string{m.path(s, snapshotName)}
+	if s.now.Snapshot != "" {
+		former = append(former, m.namedDir(s.now.Snapshot))
+	}
 	var err error
-	w.disk, err = snapshot.DescribeDisk(ctx, w.dir)
+	w.disk, err = snapshot.DescribeDisk(ctx, w.dir, former...)
 	return err
 }
 

@@ -3,7 +3,6 @@ package snapshot
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -13,14 +12,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"time"
-
-	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 )
 
 // ErrDamaged says that a snapshot is torn, truncated, changed or not what its place says. The error names
@@ -75,8 +69,8 @@ type File struct {
 	Name string `json:"name"`
 	// Size is in bytes, holes included.
 	Size int64 `json:"size"`
-	// CRC is the CRC-32C of the file's content, as checksum computes it; absent for the data of a memory
-	// layer, whose header has one per piece.
+	// CRC is the CRC-32C of the file's content, by way of sumPieces; absent for the data of a memory layer,
+	// whose header has one per piece.
 	CRC *uint32 `json:"crc32c,omitempty"`
 }
 
@@ -155,8 +149,9 @@ func readBounded(path string, limit int64) ([]byte, error) {
 	return data, err
 }
 
-// describe syncs a file of dir and says what it holds.
-func describe(ctx context.Context, dir, name string) (File, error) {
+// describe syncs a file of dir and says what it holds. What it shares with the file of that name in one of the former
+// directories is taken from there.
+func describe(ctx context.Context, dir, name string, former ...string) (File, error) {
 	f, err := os.Open(filepath.Join(dir, name))
 	if err != nil {
 		return File{}, err
@@ -171,11 +166,15 @@ func describe(ctx context.Context, dir, name string) (File, error) {
 	}
 	out := File{Name: name, Size: info.Size()}
 	if !isLayerData(name) {
-		sum, err := checksum(ctx, f, info.Size())
+		all, err := sumPieces(ctx, f, info.Size(), openFormer(f, info.Size(), former))
 		if err != nil {
 			return File{}, err
 		}
+		sum := crc32.Checksum(all, castagnoli)
 		out.CRC = &sum
+		if len(former) > 0 {
+			keepSums(f.Name(), all)
+		}
 	}
 	return out, nil
 }
@@ -201,84 +200,12 @@ func (f File) verify(ctx context.Context, dir string) error {
 	if f.CRC == nil {
 		return nil
 	}
-	sum, err := checksum(ctx, file, f.Size)
+	all, err := sumPieces(ctx, file, f.Size, nil)
 	if err != nil {
 		return err
 	}
-	if sum != *f.CRC {
+	if sum := crc32.Checksum(all, castagnoli); sum != *f.CRC {
 		return fmt.Errorf("%w: %s has checksum %08x instead of %08x", ErrDamaged, path, sum, *f.CRC)
 	}
 	return nil
 }
-
-// piece is what checksum reads at once: large beside a system call, small beside a processor's cache.
-const piece = 256 << 10
-
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
-// checksum is the CRC-32C over the pieces of the file that are not all zero: of each its index as 8 bytes and
-// the CRC-32C of its content as 4, so that all CPUs can help; a disk has a hundred times what a pause writes of
-// memory. A hole and zeros are the same, which a copy or the file system may turn into each other, and a sparse
-// disk costs what its data costs.
-func checksum(ctx context.Context, f *os.File, size int64) (uint32, error) {
-	found, err := dataPieces(f, size)
-	if err != nil {
-		return 0, err
-	}
-	sums := make([]uint32, len(found))
-	zero := make([]bool, len(found))
-	var next atomic.Int64
-	workers, ctx := errgroup.WithContext(ctx)
-	for range min(runtime.GOMAXPROCS(0), len(found)) {
-		workers.Go(func() error {
-			buf := make([]byte, piece)
-			for i := next.Add(1) - 1; i < int64(len(found)); i = next.Add(1) - 1 {
-				if err := ctx.Err(); err != nil {
-					return err
-				}
-				at := found[i] * piece
-				n, err := f.ReadAt(buf[:min(piece, size-at)], at)
-				if err != nil {
-					return fmt.Errorf("read %s at %d: %w", f.Name(), at, err)
-				}
-				sums[i], zero[i] = crc32.Checksum(buf[:n], castagnoli), allZero(buf[:n])
-			}
-			return nil
-		})
-	}
-	if err := workers.Wait(); err != nil {
-		return 0, err
-	}
-	var all []byte
-	for i, index := range found {
-		if !zero[i] {
-			all = binary.LittleEndian.AppendUint32(binary.LittleEndian.AppendUint64(all, uint64(index)), sums[i])
-		}
-	}
-	return crc32.Checksum(all, castagnoli), nil
-}
-
-// dataPieces are the indices of the pieces in which there is data. XFS hides data from SEEK_DATA that a write
-// nearby has made it reserve room for, in a file that shares blocks (seen with Linux 6.1); but the write itself
-// is in the same piece, since it reserves no more than 128 KiB around it.
-func dataPieces(f *os.File, size int64) ([]int64, error) {
-	var found []int64
-	for at := int64(0); at < size; {
-		data, err := f.Seek(at, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) {
-			break // holes up to the end
-		}
-		if err != nil {
-			return nil, fmt.Errorf("find data of %s: %w", f.Name(), err)
-		}
-		index := data / piece
-		found = append(found, index)
-		at = (index + 1) * piece
-	}
-	return found, nil
-}
-
-// zeros is what allZero compares with; bytes.Equal is vectorised.
-var zeros [piece]byte
-
-func allZero(b []byte) bool { return string(b) == string(zeros[:len(b)]) }

@@ -57,10 +57,10 @@ func isLayerData(name string) bool {
 	return err == nil
 }
 
-// isCache tells the files that are not part of a snapshot though they lie beside it.
-func isCache(name string) bool {
+// IsCache tells the files that are not part of a snapshot though they lie in its directory: none is needed.
+func IsCache(name string) bool {
 	name = strings.TrimPrefix(name, ".") // what a page server was writing when it was killed
-	return strings.HasPrefix(name, FlatName) || strings.HasPrefix(name, WorkingSetName)
+	return strings.HasSuffix(name, sumsSuffix) || strings.HasPrefix(name, FlatName) || strings.HasPrefix(name, WorkingSetName)
 }
 
 // Layers counts the layers of memory in dir from the first on, by their headers; 0 where dir does not exist.
@@ -106,19 +106,22 @@ func LinkLayers(from, to string, n int) error {
 	return nil
 }
 
-// Link hard-links every file that m names from one directory to another; the manifest is not among them.
+// Link hard-links every file that m names from one directory to another, with its sums if they are known; the manifest
+// is not among them.
 func Link(from, to string, m Manifest) error {
 	for _, f := range m.Files {
 		if err := os.Link(filepath.Join(from, f.Name), filepath.Join(to, f.Name)); err != nil {
 			return fmt.Errorf("link a file of a snapshot: %w", err)
 		}
+		_ = os.Link(filepath.Join(from, f.Name+sumsSuffix), filepath.Join(to, f.Name+sumsSuffix)) // a cache
 	}
 	return nil
 }
 
 // DescribeDisk syncs the files in dir that are neither memory's nor the VMM's, and returns what they hold, for
-// Seal: the rest may still be being written.
-func DescribeDisk(ctx context.Context, dir string) ([]File, error) {
+// Seal: the rest may still be being written. The former directories are snapshots that the disk may have been made
+// from: what it shares with the first that is there need not be read.
+func DescribeDisk(ctx context.Context, dir string, former ...string) ([]File, error) {
 	names, err := filesOf(dir)
 	if err != nil {
 		return nil, err
@@ -127,7 +130,7 @@ func DescribeDisk(ctx context.Context, dir string) ([]File, error) {
 		name = strings.TrimPrefix(name, ".") // what is being written under another name
 		return strings.HasPrefix(name, StateName) || strings.HasPrefix(name, memoryPrefix)
 	})
-	return describeAll(ctx, dir, names, nil)
+	return describeAll(ctx, dir, names, nil, former...)
 }
 
 // Seal completes the snapshot in dir: it syncs every file, notes sizes and checksums in m, writes the
@@ -150,7 +153,7 @@ func Seal(ctx context.Context, dir string, m Manifest, described ...File) (Manif
 
 // describeAll describes files at once, since one commit of the file system's journal serves all who wait for it;
 // those that are described already are not read again.
-func describeAll(ctx context.Context, dir string, names []string, have []File) ([]File, error) {
+func describeAll(ctx context.Context, dir string, names []string, have []File, former ...string) ([]File, error) {
 	files := make([]File, len(names))
 	all, ctx := errgroup.WithContext(ctx)
 	for i, name := range names {
@@ -160,7 +163,7 @@ func describeAll(ctx context.Context, dir string, names []string, have []File) (
 		}
 		all.Go(func() error {
 			var err error
-			files[i], err = describe(ctx, dir, name)
+			files[i], err = describe(ctx, dir, name, former...)
 			return err
 		})
 	}
@@ -175,7 +178,7 @@ func filesOf(dir string) ([]string, error) {
 	}
 	var names []string
 	for _, e := range entries {
-		if e.Name() == ManifestName || isCache(e.Name()) {
+		if e.Name() == ManifestName || IsCache(e.Name()) {
 			continue
 		}
 		if !e.Type().IsRegular() {
