@@ -19,20 +19,22 @@ type Flattened struct {
 	Updated bool
 	// Reflinked is true where the base's data is shared with it by the file system.
 	Reflinked bool
-	// Copied is how many bytes were written.
-	Copied int64
+	// Copied is how many bytes were written, Shared how many of the layers above the base are shared as well.
+	Copied, Shared int64
 }
 
 // Flatten makes the file dst hold the chain's content, for a VMM that maps one file. A flat file that is
 // there already with the content of one of the chain's layers, as the note beside it says, only gets what
 // the layers above that changed, in place: **no VMM may have it mapped**. One that has other hard links is
-// replaced and not changed. A new one starts as a reflink of the base where the file system can do that.
-// (copy_file_range would save nothing elsewhere: it copies too, and would keep checksums from being seen.)
+// replaced and not changed. A new one starts as a reflink of the base where the file system can do that, and long
+// runs of other layers are reflinked too. (copy_file_range would save nothing elsewhere: it copies too, and would keep
+// checksums from being seen.)
 //
 // One dst is for one call at a time. A file that has the content already is not written to, so it may be
 // mapped by others then.
 //
-// What is copied is compared with its checksums; what is reflinked is not read, so Verify the base first.
+// What is copied is compared with its checksums; what is reflinked is not read: use no flat file of layers that
+// Verify has not found right.
 //
 // A flat file is a cache and is not synced. Its note holds for the host's present boot alone, and is gone
 // while the file is being changed, so that neither a killed process nor a crash of the host can leave one
@@ -95,7 +97,7 @@ func (c *Chain) update(ctx context.Context, dst string, have int) (Flattened, er
 	if err != nil {
 		return done, err
 	}
-	done.Copied, err = c.copyInto(ctx, f, have+1)
+	err = c.copyInto(ctx, f, have+1, &done)
 	return done, errors.Join(err, f.Close())
 }
 
@@ -122,7 +124,7 @@ func (c *Chain) makeFlat(ctx context.Context, dst string) (_ Flattened, err erro
 	} else if err := f.Truncate(c.size); err != nil {
 		return done, err
 	}
-	if done.Copied, err = c.copyInto(ctx, f, lowest); err != nil {
+	if err = c.copyInto(ctx, f, lowest, &done); err != nil {
 		return done, err
 	}
 	if err := os.Rename(beside, dst); err != nil {
@@ -131,15 +133,28 @@ func (c *Chain) makeFlat(ctx context.Context, dst string) (_ Flattened, err erro
 	return done, f.Close()
 }
 
-// copyInto writes to f what comes from the layers from lowest on.
-func (c *Chain) copyInto(ctx context.Context, f *os.File, lowest int) (int64, error) {
+// cloneLeast is the shortest run that is shared instead of copied: a clone takes the file system 20 to 50 µs, in which
+// 64 KiB are copied (XFS on Linux 6.18).
+const cloneLeast = 64 << 10
+
+// copyInto gives f what comes from the layers from lowest on.
+func (c *Chain) copyInto(ctx context.Context, f *os.File, lowest int, done *Flattened) error {
 	var parts []Extent
-	var total int64
+	clones := true
 	for r := range c.Runs(0, c.size) {
 		if r.Layer < lowest {
 			continue
 		}
-		total += r.Length
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if clones && r.Length >= cloneLeast {
+			if clones = c.cloneRun(f, r); clones {
+				done.Shared += r.Length
+				continue
+			}
+		}
+		done.Copied += r.Length
 		// Runs of different layers that touch are written together; long ones are cut so that all CPUs help.
 		for at := r.Offset; at < r.End(); {
 			end := min((at/stretch+1)*stretch, r.End())
@@ -151,7 +166,7 @@ func (c *Chain) copyInto(ctx context.Context, f *os.File, lowest int) (int64, er
 			at = end
 		}
 	}
-	return total, parallel(ctx, len(parts), 8, stretch, func(from, to int, buf []byte) error {
+	return parallel(ctx, len(parts), 8, stretch, func(from, to int, buf []byte) error {
 		for _, p := range parts[from:to] {
 			b := buf[:p.Length]
 			if _, err := c.ReadAt(b, p.Offset); err != nil {
@@ -163,6 +178,13 @@ func (c *Chain) copyInto(ctx context.Context, f *os.File, lowest int) (int64, er
 		}
 		return nil
 	})
+}
+
+// cloneRun makes f share a run's data; false where the file system cannot.
+func (c *Chain) cloneRun(f *os.File, r Run) bool {
+	return unix.IoctlFileCloneRange(int(f.Fd()), &unix.FileCloneRange{
+		Src_fd: int64(c.layers[r.Layer].data.Fd()), Src_offset: uint64(r.Offset), Src_length: uint64(r.Length), Dest_offset: uint64(r.Offset),
+	}) == nil
 }
 
 // bootID names the host's present boot.

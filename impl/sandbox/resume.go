@@ -138,10 +138,7 @@ func (m *Manager) restoreSteps(s *owned, from *origin, report *BootReport) []ste
 		{Name: "verify", Do: func(context.Context) error {
 			from.checks = m.check(s, from)
 			return nil
-		}, Undo: func(context.Context) error {
-			from.checks.end()
-			return nil
-		}},
+		}, Undo: func(context.Context) error { return from.checks.end(s, m, from) }},
 		besideChecks("disk", func(ctx context.Context) error {
 			s.hasDisk = true
 			return m.cfg.Disk.Restore(ctx, m.diskSpec(s), from.dir)

@@ -9,9 +9,7 @@ import (
 )
 
 // checks is the comparison of a snapshot with all its checksums, beside what is made of it meanwhile. That is all
-// thrown away if one is wrong, and before all were found right nothing of the sandbox's users runs. What outlives a
-// failure does no harm: a flat file of memory has been compared in what was copied into it, and what it shares with
-// a layer is compared with every resume.
+// thrown away if one is wrong, and before all were found right nothing of the sandbox's users runs.
 type checks struct {
 	// failed ends when something was found wrong, done when the comparison is over, with err as its outcome.
 	failed context.Context //nolint:containedctx // it is what ends the steps beside
@@ -40,13 +38,22 @@ func (m *Manager) check(s *owned, from *origin) *checks {
 	return c
 }
 
-// end gives the comparison up, if it is not over, and waits for its end.
-func (c *checks) end() {
+// end gives the comparison up, if it is not over, and waits for its end. The memory that was made flat meanwhile may be
+// wrong, and would be taken for right once its layers have been mended.
+func (c *checks) end(s *owned, m *Manager, from *origin) error {
 	if c == nil {
-		return
+		return nil
 	}
 	c.stop()
 	<-c.done
+	if c.err == nil {
+		return nil
+	}
+	err := snapshot.DropFlat(m.dir(s.now.ID))
+	if errors.Is(c.err, snapshot.ErrDamaged) { // else it may be about to be used for others
+		err = errors.Join(err, snapshot.DropFlat(from.dir))
+	}
+	return err
 }
 
 // wait returns the outcome.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 
 	"wrenn/impl/sandbox"
 	"wrenn/impl/sandbox/sandboxtest"
+	"wrenn/impl/snapshot"
 )
 
 // slowChecks takes its time to find a memory damaged.
@@ -51,6 +53,8 @@ func TestS08_NothingOfAUserRunsBeforeTheChecks(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, sandbox.Paused, info.State)
 	assert.Empty(t, h.Census())
+	// Once the layers are mended, it would be taken for what they hold.
+	assert.NoFileExists(t, filepath.Join(cfg.Dir, "a", snapshot.FlatName))
 }
 
 // TestS08_ADamagedSnapshotIsNotWaitedFor: what was found wrong ends a resume whose guest does not answer, and is told
