@@ -150,7 +150,7 @@ func (m *memoryPart) flatten(ctx context.Context, use sandbox.MemoryUse, flat st
 	if err != nil {
 		return damaged(err)
 	}
-	m.logger.Debug("memory is flat", "sandbox", use.ID, "layers", use.Layers, "updated", done.Updated, "reflinked", done.Reflinked, "copied", done.Copied)
+	m.logger.Debug("memory is flat", "sandbox", use.ID, "layers", use.Layers, "updated", done.Updated, "reflinked", done.Reflinked, "shared", done.Shared, "copied", done.Copied)
 	return nil
 }
 

@@ -66,6 +66,8 @@ type Manager struct {
 	goneSerial int
 	closed     bool
 	wg         sync.WaitGroup
+
+	disks snapshot.Known
 }
 
 // NewManager makes the sandboxes' directory and returns a Manager that knows no sandbox yet; call

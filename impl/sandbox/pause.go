@@ -301,7 +301,7 @@ func (m *Manager) keepDisk(ctx context.Context, s *owned, w *writing, last bool)
 		former = append(former, m.namedDir(s.now.Snapshot))
 	}
 	var err error
-	w.disk, err = snapshot.DescribeDisk(ctx, w.dir, former...)
+	w.disk, err = snapshot.DescribeDisk(ctx, w.dir, &m.disks, former...)
 	return err
 }
 

@@ -26,7 +26,7 @@ func (m *Manager) check(s *owned, from *origin) *checks {
 	dir, manifest, filesOnly := from.dir, s.source, from.filesOnly
 	go func() {
 		defer close(c.done)
-		err := snapshot.Verify(ctx, dir, manifest)
+		err := snapshot.Verify(ctx, dir, manifest, &m.disks)
 		if err == nil && !filesOnly {
 			err = m.cfg.Memory.Verify(ctx, dir, manifest.Layers)
 		}

@@ -151,7 +151,7 @@ func readBounded(path string, limit int64) ([]byte, error) {
 
 // describe syncs a file of dir and says what it holds. What it shares with the file of that name in one of the former
 // directories is taken from there.
-func describe(ctx context.Context, dir, name string, former ...string) (File, error) {
+func describe(ctx context.Context, dir, name string, known *Known, former ...string) (File, error) {
 	f, err := os.Open(filepath.Join(dir, name))
 	if err != nil {
 		return File{}, err
@@ -166,12 +166,17 @@ func describe(ctx context.Context, dir, name string, former ...string) (File, er
 	}
 	out := File{Name: name, Size: info.Size()}
 	if !isLayerData(name) {
+		before, err := identityOf(f)
+		if err != nil {
+			return File{}, err
+		}
 		all, err := sumPieces(ctx, f, info.Size(), openFormer(f, info.Size(), former))
 		if err != nil {
 			return File{}, err
 		}
 		sum := crc32.Checksum(all, castagnoli)
 		out.CRC = &sum
+		known.note(f, before, sum)
 		if len(former) > 0 {
 			keepSums(f.Name(), all)
 		}
@@ -180,7 +185,7 @@ func describe(ctx context.Context, dir, name string, former ...string) (File, er
 }
 
 // verify compares the file in dir with its description.
-func (f File) verify(ctx context.Context, dir string) error {
+func (f File) verify(ctx context.Context, dir string, known *Known) error {
 	path := filepath.Join(dir, f.Name)
 	file, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -200,12 +205,19 @@ func (f File) verify(ctx context.Context, dir string) error {
 	if f.CRC == nil {
 		return nil
 	}
+	before, err := identityOf(file)
+	if err != nil || known.has(before, *f.CRC) {
+		return err
+	}
 	all, err := sumPieces(ctx, file, f.Size, nil)
 	if err != nil {
 		return err
 	}
 	if sum := crc32.Checksum(all, castagnoli); sum != *f.CRC {
 		return fmt.Errorf("%w: %s has checksum %08x instead of %08x", ErrDamaged, path, sum, *f.CRC)
+	}
+	if isDisk(f.Name) {
+		known.note(file, before, *f.CRC)
 	}
 	return nil
 }

@@ -138,16 +138,19 @@ func Link(from, to string, m Manifest) error {
 // DescribeDisk syncs the files in dir that are neither memory's nor the VMM's, and returns what they hold, for
 // Seal: the rest may still be being written. The former directories are snapshots that the disk may have been made
 // from: what it shares with the first that is there need not be read.
-func DescribeDisk(ctx context.Context, dir string, former ...string) ([]File, error) {
+func DescribeDisk(ctx context.Context, dir string, known *Known, former ...string) ([]File, error) {
 	names, err := filesOf(dir)
 	if err != nil {
 		return nil, err
 	}
-	names = slices.DeleteFunc(names, func(name string) bool {
-		name = strings.TrimPrefix(name, ".") // what is being written under another name
-		return strings.HasPrefix(name, StateName) || strings.HasPrefix(name, memoryPrefix)
-	})
-	return describeAll(ctx, dir, names, nil, former...)
+	names = slices.DeleteFunc(names, func(name string) bool { return !isDisk(name) })
+	return describeAll(ctx, dir, names, nil, known, former...)
+}
+
+// isDisk tells the files that are neither memory's nor the VMM's, also while they are written under another name.
+func isDisk(name string) bool {
+	name = strings.TrimPrefix(name, ".")
+	return !strings.HasPrefix(name, StateName) && !strings.HasPrefix(name, memoryPrefix)
 }
 
 // Seal completes the snapshot in dir: it syncs every file, notes sizes and checksums in m, writes the
@@ -158,7 +161,7 @@ func Seal(ctx context.Context, dir string, m Manifest, described ...File) (Manif
 	if err != nil {
 		return m, err
 	}
-	if m.Files, err = describeAll(ctx, dir, names, described); err != nil {
+	if m.Files, err = describeAll(ctx, dir, names, described, nil); err != nil {
 		return m, fmt.Errorf("seal a snapshot: %w", err)
 	}
 	data, err := m.encode()
@@ -170,7 +173,7 @@ func Seal(ctx context.Context, dir string, m Manifest, described ...File) (Manif
 
 // describeAll describes files at once, since one commit of the file system's journal serves all who wait for it;
 // those that are described already are not read again.
-func describeAll(ctx context.Context, dir string, names []string, have []File, former ...string) ([]File, error) {
+func describeAll(ctx context.Context, dir string, names []string, have []File, known *Known, former ...string) ([]File, error) {
 	files := make([]File, len(names))
 	all, ctx := errgroup.WithContext(ctx)
 	for i, name := range names {
@@ -180,7 +183,7 @@ func describeAll(ctx context.Context, dir string, names []string, have []File, f
 		}
 		all.Go(func() error {
 			var err error
-			files[i], err = describe(ctx, dir, name, former...)
+			files[i], err = describe(ctx, dir, name, known, former...)
 			return err
 		})
 	}
@@ -225,12 +228,12 @@ func Load(ctx context.Context, dir string) (Manifest, error) {
 	if err != nil {
 		return m, err
 	}
-	return m, Verify(ctx, dir, m)
+	return m, Verify(ctx, dir, m, nil)
 }
 
 // Verify compares every file in dir with the manifest, save the data of memory's layers, whose checksums are in
-// their headers. What it refuses wraps ErrDamaged and names the file.
-func Verify(ctx context.Context, dir string, m Manifest) error {
+// their headers. A disk that is known is not read. What it refuses wraps ErrDamaged and names the file.
+func Verify(ctx context.Context, dir string, m Manifest, known *Known) error {
 	names, err := filesOf(dir)
 	if err != nil {
 		return err
@@ -241,7 +244,7 @@ func Verify(ctx context.Context, dir string, m Manifest) error {
 		}
 	}
 	for _, f := range m.Files {
-		if err := f.verify(ctx, dir); err != nil {
+		if err := f.verify(ctx, dir, known); err != nil {
 			return err
 		}
 	}

@@ -272,7 +272,7 @@ func TestS08_TheDiskMayBeDescribedFirst(t *testing.T) {
 	write(LayerName(0), "half of the mem")
 	write("."+HeaderName(0)+".tmp-1", "he")
 	write("."+StateName+".tmp-1", "st")
-	disk, err := DescribeDisk(t.Context(), dir)
+	disk, err := DescribeDisk(t.Context(), dir, nil)
 	require.NoError(t, err)
 	require.Len(t, disk, 1)
 	require.NoError(t, errors.Join(os.Remove(filepath.Join(dir, "."+HeaderName(0)+".tmp-1")), os.Remove(filepath.Join(dir, "."+StateName+".tmp-1"))))

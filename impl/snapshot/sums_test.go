@@ -40,7 +40,7 @@ func described(t *testing.T, path, dir string, former ...string) Manifest {
 	t.Helper()
 	require.NoError(t, Create(dir))
 	require.NoError(t, os.Link(path, filepath.Join(dir, diskName)))
-	disk, err := DescribeDisk(t.Context(), dir, former...)
+	disk, err := DescribeDisk(t.Context(), dir, nil, former...)
 	require.NoError(t, err)
 	m, err := Seal(t.Context(), dir, Manifest{ID: NewID()}, disk...)
 	require.NoError(t, err)
