@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"wrenn/impl/internal/known"
 	"wrenn/impl/snapshot"
 )
 
@@ -67,7 +68,7 @@ type Manager struct {
 	closed     bool
 	wg         sync.WaitGroup
 
-	disks snapshot.Known
+	disks known.Files
 }
 
 // NewManager makes the sandboxes' directory and returns a Manager that knows no sandbox yet; call

@@ -6,8 +6,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"wrenn/impl/internal/known"
 )
 
 // TestS08_AKnownDiskIsReadAgainOnceItWasWrittenTo damages one behind the back of its inode's time of writing, to see
@@ -19,24 +20,24 @@ func TestS08_AKnownDiskIsReadAgainOnceItWasWrittenTo(t *testing.T) {
 	write := func(content string) { require.NoError(t, os.WriteFile(path, []byte(content), 0o600)) }
 	write("disk")
 	require.NoError(t, os.Chtimes(path, old, old))
-	var known Known
-	disk, err := DescribeDisk(t.Context(), dir, &known)
+	var seen known.Files
+	disk, err := DescribeDisk(t.Context(), dir, &seen)
 	require.NoError(t, err)
 	m, err := Seal(t.Context(), dir, Manifest{ID: NewID()}, disk...)
 	require.NoError(t, err)
-	verify := func(k *Known) error { return Verify(t.Context(), dir, m, k) }
+	verify := func(k *known.Files) error { return Verify(t.Context(), dir, m, k) }
 
 	write("dusk")
-	require.ErrorIs(t, verify(&known), ErrDamaged)
+	require.ErrorIs(t, verify(&seen), ErrDamaged)
 	require.NoError(t, os.Chtimes(path, old, old))
-	require.NoError(t, verify(&known), "it was read")
+	require.NoError(t, verify(&seen), "it was read")
 	require.ErrorIs(t, verify(nil), ErrDamaged)
-	require.ErrorIs(t, verify(&Known{}), ErrDamaged, "by another life of the program")
+	require.ErrorIs(t, verify(&known.Files{}), ErrDamaged, "by another life of the program")
 
 	// What is found right is known from then on, whatever it is called. Another file of that name is not.
 	write("disk")
 	require.NoError(t, os.Chtimes(path, old, old))
-	var later Known
+	var later known.Files
 	require.NoError(t, verify(&later))
 	require.NoError(t, os.Link(path, filepath.Join(t.TempDir(), "link")))
 	before, err := os.Stat(path)
@@ -47,21 +48,4 @@ func TestS08_AKnownDiskIsReadAgainOnceItWasWrittenTo(t *testing.T) {
 	require.NoError(t, os.Chtimes(path, before.ModTime(), before.ModTime()))
 	require.NoError(t, os.Rename(path+".mine", filepath.Join(t.TempDir(), "mine")))
 	require.ErrorIs(t, verify(&later), ErrDamaged)
-}
-
-func TestS08_ADiskThatWasJustWrittenIsNotKnown(t *testing.T) {
-	path := filepath.Join(t.TempDir(), diskName)
-	f, err := os.Create(path)
-	require.NoError(t, err)
-	defer f.Close()
-	var known Known
-	for age, want := range map[time.Duration]bool{0: false, time.Minute: true} {
-		at := time.Now().Add(-age)
-		require.NoError(t, os.Chtimes(path, at, at))
-		what, err := identityOf(f)
-		require.NoError(t, err)
-		known.note(f, what, 1)
-		assert.Equal(t, want, known.has(what, 1), "%v", age)
-		assert.False(t, known.has(what, 2))
-	}
 }

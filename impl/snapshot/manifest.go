@@ -15,6 +15,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"wrenn/impl/internal/known"
 )
 
 // ErrDamaged says that a snapshot is torn, truncated, changed or not what its place says. The error names
@@ -151,7 +153,7 @@ func readBounded(path string, limit int64) ([]byte, error) {
 
 // describe syncs a file of dir and says what it holds. What it shares with the file of that name in one of the former
 // directories is taken from there.
-func describe(ctx context.Context, dir, name string, known *Known, former ...string) (File, error) {
+func describe(ctx context.Context, dir, name string, seen *known.Files, former ...string) (File, error) {
 	f, err := os.Open(filepath.Join(dir, name))
 	if err != nil {
 		return File{}, err
@@ -166,26 +168,26 @@ func describe(ctx context.Context, dir, name string, known *Known, former ...str
 	}
 	out := File{Name: name, Size: info.Size()}
 	if !isLayerData(name) {
-		before, err := identityOf(f)
+		before, err := known.Of(f)
 		if err != nil {
 			return File{}, err
 		}
-		all, err := sumPieces(ctx, f, info.Size(), openFormer(f, info.Size(), former))
+		sums, err := sumPieces(ctx, f, info.Size(), openFormer(f, info.Size(), former))
 		if err != nil {
 			return File{}, err
 		}
-		sum := crc32.Checksum(all, castagnoli)
+		sum := crc32.Checksum(sums, castagnoli)
 		out.CRC = &sum
-		known.note(f, before, sum)
+		seen.Note(f, before, sum)
 		if len(former) > 0 {
-			keepSums(f.Name(), all)
+			keepSums(f.Name(), sums)
 		}
 	}
 	return out, nil
 }
 
 // verify compares the file in dir with its description.
-func (f File) verify(ctx context.Context, dir string, known *Known) error {
+func (f File) verify(ctx context.Context, dir string, seen *known.Files) error {
 	path := filepath.Join(dir, f.Name)
 	file, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -205,19 +207,19 @@ func (f File) verify(ctx context.Context, dir string, known *Known) error {
 	if f.CRC == nil {
 		return nil
 	}
-	before, err := identityOf(file)
-	if err != nil || known.has(before, *f.CRC) {
+	before, err := known.Of(file)
+	if err != nil || seen.Has(before, *f.CRC) {
 		return err
 	}
-	all, err := sumPieces(ctx, file, f.Size, nil)
+	sums, err := sumPieces(ctx, file, f.Size, nil)
 	if err != nil {
 		return err
 	}
-	if sum := crc32.Checksum(all, castagnoli); sum != *f.CRC {
+	if sum := crc32.Checksum(sums, castagnoli); sum != *f.CRC {
 		return fmt.Errorf("%w: %s has checksum %08x instead of %08x", ErrDamaged, path, sum, *f.CRC)
 	}
 	if isDisk(f.Name) {
-		known.note(file, before, *f.CRC)
+		seen.Note(file, before, *f.CRC)
 	}
 	return nil
 }

@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"wrenn/impl/internal/atomicfile"
+	"wrenn/impl/internal/known"
 )
 
 // Names of files in a snapshot's directory.
@@ -138,13 +139,13 @@ func Link(from, to string, m Manifest) error {
 // DescribeDisk syncs the files in dir that are neither memory's nor the VMM's, and returns what they hold, for
 // Seal: the rest may still be being written. The former directories are snapshots that the disk may have been made
 // from: what it shares with the first that is there need not be read.
-func DescribeDisk(ctx context.Context, dir string, known *Known, former ...string) ([]File, error) {
+func DescribeDisk(ctx context.Context, dir string, seen *known.Files, former ...string) ([]File, error) {
 	names, err := filesOf(dir)
 	if err != nil {
 		return nil, err
 	}
 	names = slices.DeleteFunc(names, func(name string) bool { return !isDisk(name) })
-	return describeAll(ctx, dir, names, nil, known, former...)
+	return describeAll(ctx, dir, names, nil, seen, former...)
 }
 
 // isDisk tells the files that are neither memory's nor the VMM's, also while they are written under another name.
@@ -173,7 +174,7 @@ func Seal(ctx context.Context, dir string, m Manifest, described ...File) (Manif
 
 // describeAll describes files at once, since one commit of the file system's journal serves all who wait for it;
 // those that are described already are not read again.
-func describeAll(ctx context.Context, dir string, names []string, have []File, known *Known, former ...string) ([]File, error) {
+func describeAll(ctx context.Context, dir string, names []string, have []File, seen *known.Files, former ...string) ([]File, error) {
 	files := make([]File, len(names))
 	all, ctx := errgroup.WithContext(ctx)
 	for i, name := range names {
@@ -183,7 +184,7 @@ func describeAll(ctx context.Context, dir string, names []string, have []File, k
 		}
 		all.Go(func() error {
 			var err error
-			files[i], err = describe(ctx, dir, name, known, former...)
+			files[i], err = describe(ctx, dir, name, seen, former...)
 			return err
 		})
 	}
@@ -233,7 +234,7 @@ func Load(ctx context.Context, dir string) (Manifest, error) {
 
 // Verify compares every file in dir with the manifest, save the data of memory's layers, whose checksums are in
 // their headers. A disk that is known is not read. What it refuses wraps ErrDamaged and names the file.
-func Verify(ctx context.Context, dir string, m Manifest, known *Known) error {
+func Verify(ctx context.Context, dir string, m Manifest, seen *known.Files) error {
 	names, err := filesOf(dir)
 	if err != nil {
 		return err
@@ -244,7 +245,7 @@ func Verify(ctx context.Context, dir string, m Manifest, known *Known) error {
 		}
 	}
 	for _, f := range m.Files {
-		if err := f.verify(ctx, dir, known); err != nil {
+		if err := f.verify(ctx, dir, seen); err != nil {
 			return err
 		}
 	}
