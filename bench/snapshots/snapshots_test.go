@@ -17,10 +17,10 @@ import (
 // disks are copied ("disk=copy", whatever this machine's file system is) and where they share blocks
 // ("disk=reflink").
 //
-// Beside it another of the same snapshot, in the same state, is stopped and written by the VMM alone: "vmm" is
+// Beside it another of the same snapshot, in the same state, is stopped and written by the VMM alone: "alone" is
 // PATCH /vm and PUT /snapshot/create as a Diff, which syncs what it writes. The snapshot that was resumed is loaded once more by a VMM alone, out of the same flat file
-// and with the disk already there ("vmm" of the resume: from the start of the process to the answer of PATCH /vm
-// Resumed), and "vmm-answer" goes on until that guest's daemon answers, without which nobody can use it yet.
+// and with the disk already there ("alone" of the resume: from the start of the process to the answer of PATCH /vm
+// Resumed), and "alone-answer" goes on until that guest's daemon answers, without which nobody can use it yet.
 //
 // "added" is what Wrenn's call takes longer than the VMM's own, in percent of that; "until-commit" is the part
 // before the pause is durable, after which the host's resources are given back. Times of stages overlap.
@@ -58,10 +58,10 @@ func benchmarkPause(b *testing.B, s *harness.System) {
 				for figure := range of {
 					b.ReportMetric(of.median(figure), name+"-"+figure+"-p50-ms")
 				}
-				b.ReportMetric(of.added("total", "vmm"), name+"-added-percent")
+				b.ReportMetric(of.added("total", "alone"), name+"-added-percent")
 			}
-			b.ReportMetric(paused.added("until-commit", "vmm"), "pause-until-commit-added-percent")
-			b.ReportMetric(resumed.added("total", "vmm-answer"), "resume-added-to-answer-percent")
+			b.ReportMetric(paused.added("until-commit", "alone"), "pause-until-commit-added-percent")
+			b.ReportMetric(resumed.added("total", "alone-answer"), "resume-added-to-answer-percent")
 			figures{}.report(b)
 		})
 	}
@@ -75,7 +75,7 @@ func pauseBoth(b *testing.B, s *harness.System, ours, raw apiclient.Sandbox, f f
 	b.Helper()
 	api := vmmAt(b, filepath.Join(boxDir(s, raw.SandboxID), "vmm.sock"))
 	dir := filepath.Join(s.Dir, "agent/bare")
-	f.add("vmm", timed(b, func() error {
+	f.add("alone", timed(b, func() error {
 		if err := api.state("Paused"); err != nil {
 			return err
 		}
@@ -117,10 +117,10 @@ func resumeBoth(b *testing.B, s *harness.System, box apiclient.Sandbox, alone *b
 	}
 	asCold(b, memory)
 	launched, loaded, answered := alone.load(b, filepath.Join(dir, "snapshot"), memory)
-	f.add("vmm-launch", launched)
-	f.add("vmm-load", loaded)
-	f.add("vmm", launched+loaded)
-	f.add("vmm-answer", launched+loaded+answered)
+	f.add("alone-launch", launched)
+	f.add("alone-load", loaded)
+	f.add("alone", launched+loaded)
+	f.add("alone-answer", launched+loaded+answered)
 }
 
 // BenchmarkStart measures from the call that creates a sandbox to the end of its first command, of a cold boot
