@@ -208,6 +208,24 @@ func TestF01_AbandonedAtEveryStep(t *testing.T) {
 	}
 }
 
+// TestS08_WhatAResumeLeavesHalfWayIsNotTrusted: nobody has seen whether the layers were right that it was made of.
+func TestS08_WhatAResumeLeavesHalfWayIsNotTrusted(t *testing.T) {
+	w := newWorld(t)
+	create(t, w.m, "a")
+	pause(t, w.m, "a")
+	where := sandbox.ResumeAct + "/vmm after"
+	w.arm(where + " abandon 1")
+	_, _ = w.m.Resume(t.Context(), "a", time.Hour, false, false)
+	require.True(t, w.fired(where+" abandon"), "the fault did not come")
+	w.arm("")
+	flat := filepath.Join(w.cfg.Dir, "a", snapshot.FlatName)
+	require.FileExists(t, flat)
+	w.restart()
+	require.Equal(t, sandbox.Paused, w.state("a"))
+	assert.NoFileExists(t, flat)
+	resume(t, w.m, "a")
+}
+
 // whole asserts that a sandbox has its content, also after it was paused and resumed once more, as have those
 // that are made of a snapshot that is there.
 func (w *world) whole(id, want string) {

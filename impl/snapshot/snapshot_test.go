@@ -229,7 +229,9 @@ func TestS08_LinksShareFiles(t *testing.T) {
 	from, to := filepath.Join(root, "a"), filepath.Join(root, "b")
 	m := sealed(t, from, "one")
 	require.NoError(t, Create(to))
+	keepSums(filepath.Join(from, "root.disk"), []byte("a cache"))
 	require.NoError(t, Link(from, to, m.WithoutLayers()))
+	assert.FileExists(t, filepath.Join(to, "root.disk"+sumsSuffix), "the next pause of a clone would read all of its disk")
 	require.NoError(t, LinkLayers(from, to, 2))
 	m.ID = "two"
 	_, err := Seal(t.Context(), to, m)

@@ -26,3 +26,19 @@ func TestAFileThatWasJustWrittenIsNotKnown(t *testing.T) {
 		assert.False(t, k.Has(what, 2))
 	}
 }
+
+func TestAFileThatIsWrittenToWhileItIsReadIsNotKnown(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "file")
+	f, err := os.Create(path)
+	require.NoError(t, err)
+	defer f.Close()
+	at := time.Now().Add(-time.Minute)
+	require.NoError(t, os.Chtimes(path, at, at))
+	before, err := Of(f)
+	require.NoError(t, err)
+	later := at.Add(time.Second)
+	require.NoError(t, os.Chtimes(path, later, later)) // as a write does
+	var k Files
+	k.Note(f, before, 1)
+	assert.Empty(t, k.sums)
+}
