@@ -77,11 +77,7 @@ func (m *Manager) fate(j *journal, alive bool) State {
 	case Paused:
 		return m.fateOfPaused(j)
 	case Resuming:
-		// It was not acknowledged, and user code may or may not have run: the snapshot is what counts, and nothing
-		// that was made of it before it was verified.
-		if err := snapshot.DropFlat(m.dir(j.Info.ID)); err != nil {
-			m.cfg.Logger.Error("a flat memory stays that may be wrong", "sandbox", j.Info.ID, "error", err)
-		}
+		// It was not acknowledged, and user code may or may not have run: the snapshot is what counts.
 		return m.fateOfPaused(j)
 	case Pausing:
 		if now, err := snapshot.Read(filepath.Join(m.dir(j.Info.ID), snapshotName)); err == nil && j.Target != "" && now.ID == j.Target {

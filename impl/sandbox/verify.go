@@ -49,9 +49,9 @@ func (c *checks) end(s *owned, m *Manager, from *origin) error {
 	if c.err == nil {
 		return nil
 	}
-	err := snapshot.DropFlat(m.dir(s.now.ID))
+	err := dropFlat(m.dir(s.now.ID))
 	if errors.Is(c.err, snapshot.ErrDamaged) { // else it may be about to be used for others
-		err = errors.Join(err, snapshot.DropFlat(from.dir))
+		err = errors.Join(err, dropFlat(from.dir))
 	}
 	return err
 }

@@ -64,23 +64,6 @@ func IsCache(name string) bool {
 	return strings.HasSuffix(name, sumsSuffix) || strings.HasPrefix(name, FlatName) || strings.HasPrefix(name, WorkingSetName)
 }
 
-// DropFlat removes what was made of the layers of memory of the snapshot in dir, and is not known to be right.
-func DropFlat(dir string) error {
-	found, err := filepath.Glob(filepath.Join(dir, FlatName+"*"))
-	if err != nil {
-		return fmt.Errorf("find a flat memory: %w", err)
-	}
-	// The file goes last: without a note it is taken for nothing.
-	slices.SortFunc(found, func(a, b string) int { return len(b) - len(a) })
-	var errs []error
-	for _, path := range found {
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, fmt.Errorf("drop a flat memory: %w", err))
-		}
-	}
-	return errors.Join(errs...)
-}
-
 // Layers counts the layers of memory in dir from the first on, by their headers; 0 where dir does not exist.
 func Layers(dir string) (int, error) {
 	for n := 0; ; n++ {
