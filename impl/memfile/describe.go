@@ -80,9 +80,10 @@ func dataExtents(data *os.File, size int64) ([]Extent, error) {
 }
 
 // CheckHoles finds out whether the file system of dir tells holes from data to the page, which diffs depend
-// on. It writes a small file in dir and removes it.
+// on. It writes a small file in dir and removes it; one that a killed call has left is used again, so there is never
+// more than one. One dir is for one call at a time.
 func CheckHoles(dir string) (err error) {
-	f, err := os.CreateTemp(dir, ".holes-*")
+	f, err := os.OpenFile(filepath.Join(dir, ".holes"), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return fmt.Errorf("check holes: %w", err)
 	}

@@ -65,3 +65,13 @@ func TestS07_AFileSystemWithoutHolesIsFoundOut(t *testing.T) {
 		assert.Contains(t, said, "--- PASS: "+t.Name())
 	}
 }
+
+// TestWhatAKilledCheckForHolesLeftGoesWithTheNext plants what it would have left.
+func TestWhatAKilledCheckForHolesLeftGoesWithTheNext(t *testing.T) {
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, ".holes"), make([]byte, 10*PageSize), 0o600))
+	require.NoError(t, CheckHoles(dir))
+	left, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	assert.Empty(t, left)
+}
