@@ -31,6 +31,38 @@ func TestT07_MarkedFramesGoFirst(t *testing.T) {
 	assert.Equal(t, []uint32{2, 4, 0, 1, 3}, order)
 }
 
+// TestFramesGoByOnlyWhileNothingWaits: else those of one connection would overtake each other.
+func TestFramesGoByOnlyWhileNothingWaits(t *testing.T) {
+	b := newBands(minQueue)
+	passed, open := 0, true
+	b.pass = func([]byte) bool {
+		if open {
+			passed++
+		}
+		return open
+	}
+	frame, buf := frameOf(100, 0x10, 1), make([]byte, maxFrame)
+	b.put(frame)
+	assert.Equal(t, 1, passed)
+	open = false
+	b.put(frame)
+	open = true
+	b.put(frame)
+	assert.Equal(t, 1, passed, "one waits")
+	b.take(buf)
+	b.put(frame)
+	assert.Equal(t, 1, passed, "one waits still")
+	b.take(buf)
+	b.take(buf)
+	b.put(frame)
+	assert.Equal(t, 1, passed, "one that was taken is not done with")
+	b.close()
+	assert.NotZero(t, b.take(buf))
+	assert.Zero(t, b.take(buf))
+	b.put(frame)
+	assert.Equal(t, 2, passed)
+}
+
 // TestARingKeepsFramesWholeAndInOrder compares it with a list, with frames of all lengths and round its end.
 func TestARingKeepsFramesWholeAndInOrder(t *testing.T) {
 	r := ring{data: make([]byte, 1000)}

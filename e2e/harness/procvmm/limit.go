@@ -24,7 +24,19 @@ func carry(from, to *os.File, limit *bucket) {
 		go copyFrames(from, func(frame []byte) { _, _ = to.Write(frame) })
 		return
 	}
+	// A frame for a card that is down or busy is lost, as on a wire.
+	write := func(frame []byte) { _, _ = to.Write(frame) }
 	q := newBands(int(max(queueTime.Seconds()*limit.perSecond, minQueue)))
+	// Nobody uses the limit while the queue is idle.
+	q.pass = func(frame []byte) bool {
+		now := time.Now()
+		if limit.take(0, now) >= leastWait {
+			return false
+		}
+		limit.take(int64(len(frame)), now)
+		write(frame)
+		return true
+	}
 	go func() {
 		copyFrames(from, q.put)
 		q.close()
@@ -35,8 +47,7 @@ func carry(from, to *os.File, limit *bucket) {
 			if wait := limit.take(int64(n), time.Now()); wait >= leastWait {
 				time.Sleep(wait)
 			}
-			// A frame for a card that is down or busy is lost, as on a wire.
-			_, _ = to.Write(frame[:n])
+			write(frame[:n])
 		}
 	}()
 }
