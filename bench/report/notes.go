@@ -24,7 +24,7 @@ The link: connections compete in its queue. This one is a plain queue of 50 ms, 
 connections fill it. "ssh" and "ssh-second" carry the whole load in one flow, whose share of a queue on the same machine
 the kernel bounds (TCP small queues), so that they seem faster here than they would with the bottleneck elsewhere;
 "ssh-own" has a connection of its own beside the same load as the isolated designs. No socket option passes a plain
-queue: compare isolated there with tcp-hops and ssh-own. In a queue with bands (100mbit-bands: pfifo_fast behind the same limit) a socket's
-priority counts. The isolated designs and OpenSSH set it, tcp-hops does not, and for a shared connection it would be of
-no use. A queue per flow (fq_codel, as most Linux routers have) would let a separate terminal pass too.
+queue: compare isolated there with tcp-hops and ssh-own. In a queue with bands (100mbit-bands: pfifo_fast behind the
+same limit) a socket's priority counts. The isolated designs and OpenSSH set it, tcp-hops does not, and for a shared
+connection it would be of no use. A queue per flow (fq_codel, as most Linux routers have) would let a separate terminal pass too.
 `

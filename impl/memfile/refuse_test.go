@@ -73,10 +73,20 @@ func TestS08_AFlippedBitIsFoundWhereItIs(t *testing.T) {
 func TestS08_DamageIsNeitherMergedNorFlattened(t *testing.T) {
 	m := chainOf(t, 1)
 	m.touch(300, 1)[0] ^= 1 // too short to be shared instead of copied
+	m.touch(8, 100)[0] ^= 1 // long enough
 	require.NoError(t, m.pause(t.Context()))
 	top := m.layers[1]
-	flip(t, top, 300*PageSize)
+	flip(t, top, 8*PageSize)
 	_, err := m.merge(t.Context(), 2)
+	refused(t, err, top)
+	refused(t, Verify(t.Context(), top), top)
+	if os.Getenv(wantReflinks) == "" { // else it is not read, and Verify is what finds it
+		_, err = m.flatten(t.Context(), filepath.Join(m.dir, "memory.flat"))
+		refused(t, err, top)
+	}
+	flip(t, top, 8*PageSize)
+	flip(t, top, 300*PageSize)
+	_, err = m.merge(t.Context(), 2)
 	refused(t, err, top)
 	_, err = m.flatten(t.Context(), filepath.Join(m.dir, "memory.flat"))
 	refused(t, err, top)

@@ -12,8 +12,8 @@ import (
 // What waits in a token bucket filter's queue stands in one of two bands. The first, which always goes first, is
 // for packets with RFC 1349's "minimize delay": OpenSSH's terminals have it, and Wrenn's. Without it a key waits
 // behind all that a download has queued, up to queueTime. Who marks everything has one queue as before, and the
-// bucket counts both alike. HTB with two classes that never run dry is used as nothing but the order: it is in every
-// kernel that can redirect to an ifb at all, which sch_prio is not.
+// bucket counts both alike. HTB with two classes that never run dry is used as nothing but the order: there are small
+// kernels that have it and not sch_prio.
 const (
 	bandFirst = 1 // the minor numbers of the classes, and one less than their priorities
 	bandOther = 2

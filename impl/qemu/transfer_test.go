@@ -2,7 +2,6 @@ package qemu
 
 import (
 	"io"
-	"net"
 	"os"
 	"sync"
 	"testing"
@@ -81,24 +80,10 @@ func address(name, ip string) error {
 // send has the guest send size bytes to the host, or receive them, and returns how long it took.
 func send(t *testing.T, guest *netns.Handle, fromGuest bool, size int64) time.Duration {
 	t.Helper()
-	l, err := net.Listen("tcp4", hostEnd+":0")
-	require.NoError(t, err)
-	defer l.Close()
-	var inside net.Conn
-	require.NoError(t, guest.Do(func() (err error) {
-		inside, err = net.DialTimeout("tcp4", l.Addr().String(), 10*time.Second)
-		return err
-	}))
-	defer inside.Close()
-	outside, err := l.Accept()
-	require.NoError(t, err)
-	defer outside.Close()
+	outside, inside := dial(t, guest)
 	from, to := outside, inside
 	if fromGuest {
 		from, to = inside, outside
-	}
-	for _, conn := range []net.Conn{from, to} {
-		conn.SetDeadline(time.Now().Add(time.Minute))
 	}
 	begin := time.Now()
 	go func() {
