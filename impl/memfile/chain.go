@@ -79,14 +79,15 @@ func (c *Chain) fits() error {
 		}
 		return nil
 	}
-	below := c.layers[n-1].header
+	// Which of the two is the foreign one cannot be told: both are named.
+	below, at := c.layers[n-1].header, c.layers[n-1].data.Name()+HeaderSuffix
 	switch {
 	case h.Parent != below.ID:
-		return refuse("it lies upon layer %s, not upon %s (%s)", h.Parent, below.ID, c.layers[n-1].data.Name())
+		return refuse("it lies upon layer %s, not upon %s (%s)", h.Parent, below.ID, at)
 	case h.Generation != below.Generation+1:
-		return refuse("generation %d upon generation %d", h.Generation, below.Generation)
+		return refuse("generation %d upon generation %d (%s)", h.Generation, below.Generation, at)
 	case h.MemorySize != below.MemorySize:
-		return refuse("memory of %d bytes upon %d", h.MemorySize, below.MemorySize)
+		return refuse("memory of %d bytes upon %d (%s)", h.MemorySize, below.MemorySize, at)
 	}
 	return nil
 }
