@@ -22,6 +22,7 @@ func TestABootThatStandsStillIsStartedAnew(t *testing.T) {
 		share  time.Duration // of a processor per second, of a guest that boots
 		hangs  int           // so many boots stand still
 		booted time.Duration // from power-on to the first read, of one that does not
+		spins  bool
 		held   bool
 		resets int
 	}{
@@ -29,6 +30,7 @@ func TestABootThatStandsStillIsStartedAnew(t *testing.T) {
 		"slow":                    {share: fine / 2, booted: 3 * time.Minute},
 		"hangs once":              {share: fine, hangs: 1, booted: 8 * time.Second, resets: 1},
 		"hangs twice":             {share: fine, hangs: 2, booted: 8 * time.Second, resets: 2},
+		"spins once":              {share: time.Second, hangs: 1, spins: true, booted: 8 * time.Second, resets: 1},
 		"hangs always":            {share: fine, hangs: 1000, resets: bootResets},
 		"held from its beginning": {hangs: 1000, held: true},
 	} {
@@ -39,7 +41,7 @@ func TestABootThatStandsStillIsStartedAnew(t *testing.T) {
 				bootWatch{
 					exited: make(chan struct{}), log: slog.New(slog.NewTextHandler(&log, nil)),
 					used: func() (time.Duration, error) {
-						if resets < c.hangs {
+						if resets < c.hangs && !c.spins {
 							return 0, nil
 						}
 						return time.Duration(time.Since(begun).Seconds() * float64(c.share)), nil
