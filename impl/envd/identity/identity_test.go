@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
 )
 
 func TestS05_NamesAndIDsAreChecked(t *testing.T) {
@@ -49,4 +51,44 @@ func TestS05_ALinkIsReplacedAndNotFollowed(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, os.FileMode(0o444), info.Mode())
 	require.NoError(t, SetMachineID(root, "ffffffffffffffffffffffffffffffff"), "a second time")
+}
+
+// TestS05_AFileIsOverwrittenInItsPlace, and nothing of a longer one stays; the other name of one keeps its content.
+func TestS05_AFileIsOverwrittenInItsPlace(t *testing.T) {
+	root := t.TempDir()
+	path, other := filepath.Join(root, "hosts"), filepath.Join(root, "other")
+	require.NoError(t, replace(path, "short\n", 0o644))
+	before, err := os.Stat(path)
+	require.NoError(t, err)
+	for _, content := range []string{"much longer\n", "x\n", "", "again\n"} {
+		require.NoError(t, replace(path, content, 0o644))
+		got, err := os.ReadFile(path)
+		require.NoError(t, err)
+		assert.Equal(t, content, string(got))
+	}
+	after, err := os.Stat(path)
+	require.NoError(t, err)
+	assert.True(t, os.SameFile(before, after))
+	require.NoError(t, os.Link(path, other))
+	require.NoError(t, replace(path, "mine\n", 0o644))
+	got, err := os.ReadFile(other)
+	require.NoError(t, err)
+	assert.Equal(t, "again\n", string(got))
+}
+
+// TestS05_OneThatIsRepeatedBesideItself is a host's that has given the first request up, which goes on here.
+func TestS05_OneThatIsRepeatedBesideItself(t *testing.T) {
+	root := t.TempDir()
+	require.NoError(t, os.Mkdir(filepath.Join(root, "etc"), 0o755))
+	var beside errgroup.Group
+	for range 8 {
+		beside.Go(func() error {
+			var errs []error
+			for range 50 {
+				errs = append(errs, SetMachineID(root, "0123456789abcdef0123456789abcdef"))
+			}
+			return errors.Join(errs...)
+		})
+	}
+	require.NoError(t, beside.Wait())
 }
