@@ -59,6 +59,7 @@ func run(started string) error {
 	if err := mountAll(guestMounts); err != nil {
 		return err
 	}
+	setUpKernel()
 	linkDevices()
 	if err := setUpNetwork(cfg); err != nil {
 		return err
