@@ -58,12 +58,25 @@ func (g guestPart) Init(ctx context.Context, addr netip.Addr, init sandbox.Guest
 	req := envdclient.InitRequest{
 		AccessToken: &init.AccessToken, DefaultUser: &user, Env: init.EnvVars,
 		Resumed: init.SetClock, Entropy: init.Entropy, Hostname: init.Hostname, MachineID: init.MachineID,
+		Thaw: init.Thaw,
+	}
+	if init.Ready != nil {
+		req.Ready = func(ctx context.Context) error {
+			err := init.Ready(ctx)
+			if err != nil {
+				cancel(err) // or it would be tried again
+			}
+			return err
+		}
 	}
 	result, err := client.InitWhenReady(ctx, req)
-	for try := 1; err == nil && init.SetClock && try < clockTries && result.ClockOffset.Abs() > clockSlack; try++ {
+	for try := 1; err == nil && init.SetClock && !result.Thawed && try < clockTries && result.ClockOffset.Abs() > clockSlack; try++ {
 		// The guest was slow to take the first one. The second finds it awake; what was mixed in is in.
 		req.Entropy, req.Hostname, req.MachineID = nil, "", ""
 		result, err = client.InitWhenReady(ctx, req)
+	}
+	if err == nil && init.Thaw && !result.Thawed { // a slow guest, or a daemon of before there was this
+		err = g.thaw(ctx, addr, init.AccessToken)
 	}
 	if err != nil {
 		return sandbox.BootReport{}, fmt.Errorf("start the guest's daemon: %w", errors.Join(context.Cause(ctx), err))
@@ -87,7 +100,8 @@ func (g guestPart) Freeze(ctx context.Context, addr netip.Addr, token string) er
 	return client.Freeze(ctx)
 }
 
-func (g guestPart) Thaw(ctx context.Context, addr netip.Addr, token string) error {
+// thaw lets the users' processes go on.
+func (g guestPart) thaw(ctx context.Context, addr netip.Addr, token string) error {
 	client, done, err := g.client(addr, token)
 	if err != nil {
 		return err

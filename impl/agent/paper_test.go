@@ -168,11 +168,15 @@ func (m *paperMachine) content(t *testing.T) content {
 
 type paperGuest struct{}
 
-func (paperGuest) Init(context.Context, netip.Addr, sandbox.GuestInit, <-chan struct{}) (sandbox.BootReport, error) {
+func (paperGuest) Init(ctx context.Context, _ netip.Addr, init sandbox.GuestInit, _ <-chan struct{}) (sandbox.BootReport, error) {
+	if init.Ready != nil {
+		if err := init.Ready(ctx); err != nil {
+			return sandbox.BootReport{}, err
+		}
+	}
 	return sandbox.BootReport{EnvdVersion: "1"}, nil
 }
 func (paperGuest) Freeze(context.Context, netip.Addr, string) error { return nil }
-func (paperGuest) Thaw(context.Context, netip.Addr, string) error   { return nil }
 
 // paperAgent is an agent whose domain, disks and layers are real and whose machines are not.
 type paperAgent struct {

@@ -46,12 +46,19 @@ type initRequest struct {
 	Entropy   []byte `json:"wrennEntropy"`
 	Hostname  string `json:"wrennHostname"`
 	MachineID string `json:"wrennMachineID"`
+	// Thaw is sent by a host that made this content when it was asked for it ("100 Continue"), so that its
+	// timestamp is not older than that. Frozen processes go on then, once all else is done.
+	Thaw bool `json:"wrennThaw"`
 }
+
+// thawSlack is how old a timestamp may be whose clock processes are let go on with; S05 allows 500 ms.
+const thawSlack = 200 * time.Millisecond
 
 // postInit takes the host's settings. While a token is set, the request must carry it: in the header, or
 // as the token that it sets again.
 func (d *daemon) postInit(w http.ResponseWriter, r *http.Request) {
 	var req initRequest
+	asked := time.Now()
 	body := http.MaxBytesReader(w, r.Body, maxInit)
 	if err := json.NewDecoder(body).Decode(&req); err != nil {
 		status := http.StatusBadRequest
@@ -78,7 +85,13 @@ func (d *daemon) postInit(w http.ResponseWriter, r *http.Request) {
 	if d.settings.Apply(update) && d.guest && req.Timestamp != nil {
 		d.setClock(*req.Timestamp, req.Resumed)
 	}
-	if err := d.becomeOwn(r, req); err != nil {
+	age := time.Since(asked)
+	err := d.becomeOwn(r, req)
+	if err == nil && req.Thaw && age <= thawSlack {
+		w.Header().Set("X-Wrenn-Thawed", "1")
+		err = d.freezer.Thaw()
+	}
+	if err != nil {
 		d.log.Error("a restored guest is not one of its own", "error", err)
 		answer.Error(w, http.StatusInternalServerError, err.Error())
 		return
@@ -175,7 +188,7 @@ func (d *daemon) setClock(host time.Time, anyway bool) {
 		d.log.Error("set the clock", "error", err)
 		return
 	}
-	d.log.Info("clock set", "drift", drift)
+	d.log.Debug("clock set", "drift", drift) // the host is told; a line on an emulated console costs 15 ms of a resume
 }
 
 // bootTimes tells the host how the guest's start went, in seconds since its kernel's, all of one clock.

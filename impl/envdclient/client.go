@@ -4,7 +4,6 @@
 package envdclient
 
 import (
-	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -106,62 +105,6 @@ func (c *Client) Health(ctx context.Context) error {
 	return res.Body.Close()
 }
 
-// InitRequest is what the host tells a guest. A nil pointer or map leaves that setting as it is.
-type InitRequest struct {
-	// Timestamp sets the guest's clock where it differs; of two requests the newer one wins. Zero means
-	// the moment of sending.
-	Timestamp   time.Time
-	AccessToken *string // asked for from then on; empty: none
-	DefaultUser *string
-	Workdir     *string           // where relative paths and programs start; empty: the user's home
-	Env         map[string]string // replaces the environment of every program started later
-
-	// Resumed is for a guest that was stopped or restored from a snapshot: its clock is set however little it
-	// differs, and all connections but this one are cut. Entropy (at most 512 bytes), Hostname and MachineID
-	// (32 hexadecimal digits) replace what it shares with its snapshot; empty leaves them.
-	Resumed   bool
-	Entropy   []byte
-	Hostname  string
-	MachineID string
-}
-
-// InitResult is what the daemon answers.
-type InitResult struct {
-	Version string // of E2B's daemon, whose features it has
-	Boot    BootTimes
-	// ClockOffset is how far the guest's clock was ahead of ours when it answered, give or take the time of
-	// the exchange, half of which it is taken to have answered at; 0 where the daemon did not say.
-	ClockOffset time.Duration
-}
-
-// BootTimes are moments of a guest's start on its own clock, from its kernel's start. Zero where the
-// daemon did not say.
-type BootTimes struct {
-	Init time.Duration // its first program started
-	Envd time.Duration // the daemon listened
-	Now  time.Duration // the daemon answered
-}
-
-// Init tells the guest its settings.
-func (c *Client) Init(ctx context.Context, r InitRequest) (InitResult, error) {
-	body, err := json.Marshal(initBody(r))
-	if err != nil {
-		return InitResult{}, fmt.Errorf("init envd: %w", err)
-	}
-	h := http.Header{"Content-Type": {"application/json"}}
-	sent := time.Now()
-	res, err := c.plain(ctx, http.MethodPost, "/init", h, bytes.NewReader(body))
-	if err != nil {
-		return InitResult{}, fmt.Errorf("init envd: %w", err)
-	}
-	defer func() { _ = res.Body.Close() }()
-	middle := sent.Add(time.Since(sent) / 2)
-	return InitResult{
-		Version: res.Header.Get("X-Envd-Version"), Boot: bootTimesOf(res.Header.Get("X-Wrenn-Boot")),
-		ClockOffset: clockOffset(res.Header.Get("X-Wrenn-Clock"), middle),
-	}, nil
-}
-
 // Freeze cuts the daemon's other connections, stops the users' processes and writes the guest's file systems
 // back; Thaw lets the processes go on. Both may be repeated.
 func (c *Client) Freeze(ctx context.Context) error { return c.control(ctx, "/freeze") }
@@ -187,34 +130,8 @@ func (c *Client) control(ctx context.Context, route string) error {
 	}
 }
 
-const (
-	// firstTry is how long the first request to a guest that may not be there yet waits: a dial to an
-	// address without a host behind it hangs, and a guest that is up answers in a few milliseconds.
-	firstTry = 50 * time.Millisecond
-	// lastTry is what that grows to, doubling, for guests that are up but slow.
-	lastTry = 2 * time.Second
-	// betweenTries is the pause after a failed one.
-	betweenTries = 5 * time.Millisecond
-)
-
-// InitWhenReady calls Init again and again until the daemon answers or ctx ends. An answer that is an
-// error (wrong token, bad settings) ends it too.
-func (c *Client) InitWhenReady(ctx context.Context, r InitRequest) (InitResult, error) {
-	for wait := firstTry; ; wait = min(2*wait, lastTry) {
-		try, cancel := context.WithTimeout(ctx, wait)
-		res, err := c.Init(try, r)
-		cancel()
-		var answered *Error
-		if err == nil || errors.As(err, &answered) && answered.Status < http.StatusInternalServerError {
-			return res, err
-		}
-		select {
-		case <-ctx.Done():
-			return InitResult{}, fmt.Errorf("wait for envd: %w (last: %w)", ctx.Err(), err)
-		case <-time.After(betweenTries):
-		}
-	}
-}
+// betweenTries is the pause after a request that failed.
+const betweenTries = 5 * time.Millisecond
 
 // plain makes a request to one of the daemon's HTTP routes; the caller closes the body of a success.
 func (c *Client) plain(ctx context.Context, method, route string, h http.Header, body io.Reader) (*http.Response, error) {

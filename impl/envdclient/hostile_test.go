@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"testing"
+	"time"
 
 	"connectrpc.com/connect"
 	"github.com/stretchr/testify/assert"
@@ -15,6 +16,7 @@ func hostile(t *testing.T, handle http.HandlerFunc) *Client {
 	t.Helper()
 	guest := httptest.NewServer(handle)
 	t.Cleanup(guest.Close)
+	guest.Client().Transport.(*http.Transport).ExpectContinueTimeout = time.Second
 	c, err := New(Config{BaseURL: guest.URL, HTTPClient: guest.Client(), AccessToken: "secret"})
 	require.NoError(t, err)
 	return c

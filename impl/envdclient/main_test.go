@@ -72,7 +72,7 @@ func startDaemon(t *testing.T, port string) {
 
 func newClient(t *testing.T, port string, change func(*Config)) *Client {
 	t.Helper()
-	transport := &http.Transport{}
+	transport := &http.Transport{ExpectContinueTimeout: time.Second}
 	c := Config{BaseURL: "http://127.0.0.1:" + port, HTTPClient: &http.Client{Transport: transport}}
 	if change != nil {
 		change(&c)

@@ -205,6 +205,11 @@ type GuestInit struct {
 	Entropy []byte
 	// Hostname and MachineID are what the guest is called from then on; empty leaves them.
 	Hostname, MachineID string
+	// Thaw lets frozen processes go on when all this is done.
+	Thaw bool
+	// Ready is waited for once the guest is awake, before it is told anything. Its error ends the call; nil
+	// is not waited for.
+	Ready func(context.Context) error
 }
 
 // BootReport is what the guest's daemon says of its own start, in seconds of the guest's boot clock.
@@ -220,7 +225,6 @@ type Guest interface {
 	// Init repeats the daemon's first call until it is answered, the context ends, or died is closed.
 	Init(ctx context.Context, addr netip.Addr, init GuestInit, died <-chan struct{}) (BootReport, error)
 	// Freeze stops the users' processes, ends their connections to the daemon and writes the file systems
-	// back; Thaw lets them go on. Both are idempotent.
+	// back. It is idempotent, and Init with Thaw its counterpart.
 	Freeze(ctx context.Context, addr netip.Addr, token string) error
-	Thaw(ctx context.Context, addr netip.Addr, token string) error
 }

@@ -216,28 +216,20 @@ func (m *Manager) freeze(ctx context.Context, s *owned, forced bool) error {
 	return err
 }
 
-// thaw lets a frozen guest go on, with the right time.
+// thaw lets a frozen guest go on, with the right time and with randomness of its own: what it had is also in the
+// snapshot.
 func (m *Manager) thaw(ctx context.Context, s *owned) error {
 	if !s.frozen || s.stopped {
 		return nil // what is stopped cannot be thawed; wake tries both again
 	}
-	if err := m.initAgain(ctx, s); err != nil {
-		return err
-	}
-	if err := m.cfg.Guest.Thaw(ctx, s.now.Address, s.token); err != nil {
+	_, err := m.cfg.Guest.Init(ctx, s.now.Address, GuestInit{
+		AccessToken: s.token, FormerToken: s.token, SetClock: true, Entropy: entropy(), Thaw: true,
+	}, s.machine.Done())
+	if err != nil {
 		return err
 	}
 	s.frozen = false
 	return nil
-}
-
-// initAgain sets the clock of a guest that has stood still, and gives it randomness of its own: what it had is
-// also in the snapshot.
-func (m *Manager) initAgain(ctx context.Context, s *owned) error {
-	_, err := m.cfg.Guest.Init(ctx, s.now.Address, GuestInit{
-		AccessToken: s.token, FormerToken: s.token, SetClock: true, Entropy: entropy(),
-	}, s.machine.Done())
-	return err
 }
 
 func (m *Manager) unstop(ctx context.Context, s *owned) error {

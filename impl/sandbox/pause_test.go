@@ -123,7 +123,7 @@ func TestS08_AFailedRePauseLeavesTheFormerSnapshot(t *testing.T) {
 func TestS08_AFailedResumeLeavesItPaused(t *testing.T) {
 	for act, step := range map[string]string{
 		"memory.verify": "verify", "disk.restore": "step disk", "network.create": "step network", "memory.provide": "step memory",
-		"vmm.restore": "step vmm", "vmm.resume": "step vcpus", "guest.init": "step guest", "guest.thaw": "step thaw",
+		"vmm.restore": "step vmm", "vmm.resume": "step vcpus", "guest.init": "step guest", "guest.thaw": "step guest",
 	} {
 		t.Run(act, func(t *testing.T) {
 			h := sandboxtest.NewHost()

@@ -125,7 +125,7 @@ type origin struct {
 }
 
 // restoreSteps make a machine of a snapshot in a sandbox that has its slot, up to users' processes that run. The
-// snapshot is verified beside all of them but the last.
+// snapshot is verified beside all of them, and the guest is told nothing before that is over.
 func (m *Manager) restoreSteps(s *owned, from *origin, report *BootReport) []step.Step {
 	besideChecks := func(name string, do func(context.Context) error) step.Step {
 		return step.Step{Name: name, Do: func(ctx context.Context) error { return from.checks.beside(ctx, do) }}
@@ -153,15 +153,11 @@ func (m *Manager) restoreSteps(s *owned, from *origin, report *BootReport) []ste
 			if !from.filesOnly {
 				*report = BootReport{EnvdVersion: report.EnvdVersion} // its start was another machine's
 			}
-			return err
-		}),
-		{Name: "verified", Do: func(ctx context.Context) error { return from.checks.wait(ctx) }},
-		{Name: "thaw", Do: func(ctx context.Context) error {
-			if from.filesOnly {
-				return nil
+			if err != nil {
+				return err
 			}
-			return m.cfg.Guest.Thaw(ctx, s.now.Address, s.token)
-		}},
+			return from.checks.wait(ctx) // Init has; that it did is not left to it
+		}),
 	}
 }
 
@@ -220,12 +216,12 @@ func (m *Manager) restore(ctx context.Context, s *owned, from *origin) error {
 	return err
 }
 
-// firstInit is what the guest of a restored sandbox is told while its users' processes still stand still. A
-// clone gets a name, an identity and an environment of its own.
+// firstInit is what the guest of a restored sandbox is told while its users' processes still stand still, once the
+// snapshot is known to be whole. A clone gets a name, an identity and an environment of its own.
 func (s *owned) firstInit(from *origin) GuestInit {
-	init := GuestInit{AccessToken: s.token, EnvVars: s.env}
+	init := GuestInit{AccessToken: s.token, EnvVars: s.env, Ready: from.checks.wait}
 	if !from.filesOnly {
-		init.FormerToken, init.SetClock, init.Entropy = s.source.AccessToken, true, entropy()
+		init.FormerToken, init.SetClock, init.Entropy, init.Thaw = s.source.AccessToken, true, entropy(), true
 	}
 	if from.shared {
 		init.Hostname, init.MachineID = s.now.ID, machineID()

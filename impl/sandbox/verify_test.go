@@ -46,6 +46,7 @@ func TestS08_NothingOfAUserRunsBeforeTheChecks(t *testing.T) {
 	m := newManager(t, cfg)
 	create(t, m, "a")
 	pause(t, m, "a")
+	h.OnAct("guest.init", func() { assert.Fail(t, "the guest was told to go on before the checks were over") })
 	h.OnAct("guest.thaw", func() { assert.Fail(t, "a user's processes ran before the checks were over") })
 	_, err := m.Resume(t.Context(), "a", time.Hour, false, false)
 	require.ErrorIs(t, err, errDamaged)

@@ -67,6 +67,13 @@ func (g guest) call(ctx context.Context, addr netip.Addr, died <-chan struct{}, 
 }
 
 func (g guest) Init(ctx context.Context, addr netip.Addr, init sandbox.GuestInit, died <-chan struct{}) (sandbox.BootReport, error) {
+	awake := g.call(ctx, addr, died, "guest.awake", func(*Machine) error { return nil })
+	if awake == nil && init.Ready != nil {
+		awake = init.Ready(ctx)
+	}
+	if awake != nil {
+		return sandbox.BootReport{}, awake
+	}
 	err := g.call(ctx, addr, died, "guest.init", func(m *Machine) error {
 		s := &m.guest
 		if s.Token != "" && s.Token != init.FormerToken && s.Token != init.AccessToken {
@@ -88,6 +95,9 @@ func (g guest) Init(ctx context.Context, addr netip.Addr, init sandbox.GuestInit
 		}
 		return nil
 	})
+	if err == nil && init.Thaw {
+		err = g.thaw(ctx, addr)
+	}
 	return sandbox.BootReport{
 		EnvdVersion: "0.6.0", InitAt: 10 * time.Millisecond, EnvdAt: 20 * time.Millisecond, NowAt: 25 * time.Millisecond,
 	}, err
@@ -103,11 +113,8 @@ func (g guest) Freeze(ctx context.Context, addr netip.Addr, token string) error 
 	})
 }
 
-func (g guest) Thaw(ctx context.Context, addr netip.Addr, token string) error {
+func (g guest) thaw(ctx context.Context, addr netip.Addr) error {
 	return g.call(ctx, addr, nil, "guest.thaw", func(m *Machine) error {
-		if m.guest.Token != token {
-			return errors.New("envd answers 401: missing or wrong access token")
-		}
 		if !m.guest.Own {
 			g.h.breakRule("the processes of " + filepath.Base(m.dir) + " ran before clock and randomness were its own")
 		}

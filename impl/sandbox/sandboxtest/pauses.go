@@ -81,7 +81,7 @@ func testPauseResume(t *testing.T, s *suite) {
 		assert.True(t, out.Resumed)
 		assert.Equal(t, sandbox.Restored, out.Info.BootPath)
 		assert.Zero(t, out.Info.PausedAt)
-		assert.Subset(t, names(out.Phases), []string{"load", "disk", "network", "vmm", "vcpus", "guest", "thaw"})
+		assert.Subset(t, names(out.Phases), []string{"load", "disk", "network", "vmm", "vcpus", "guest"})
 		assert.WithinDuration(t, time.Now().Add(time.Hour), out.Info.Deadline, s.Patience)
 		s.sameAs(t, id, self)
 		s.holds(t, id, "stays", "from the start")
