@@ -43,7 +43,7 @@ func (c *Client) Close() {
 
 // The designs. Isolated is Wrenn, the real programs, with a terminal as E2B's SDKs have one, and IsolatedWS the same
 // with a terminal as Wrenn's own page and command line have one. Shared is what it replaces: one HTTP/2 connection per hop
-// for terminals and ports. The others are rulers; load beside TCP and SSHOwn goes through Wrenn's programs, so that the
+// for terminals and ports. The others are rulers; load beside TCP, SSHOwn and SSHHops goes through Wrenn's programs, so that the
 // machine and the link have as much to do, and load beside the web terminal and the other two of ssh to a server on
 // the control plane's host.
 var (
@@ -53,10 +53,11 @@ var (
 	SSH        = Design{"ssh", func(ctx context.Context, g *Ground, l Link) (*Client, error) { return openSSH(ctx, g, l, true) }}
 	SSHSecond  = Design{"ssh-second", func(ctx context.Context, g *Ground, l Link) (*Client, error) { return openSSH(ctx, g, l, false) }}
 	SSHOwn     = Design{"ssh-own", openSSHOwn}
+	SSHHops    = Design{"ssh-hops", openSSHHops}
 	WebTTY     = Design{"terminado", openWebTTY}
 	TCP        = Design{"tcp", openTCP}
 	TCPHops    = Design{"tcp-hops", openTCPHops}
-	Designs    = []Design{Isolated, IsolatedWS, Shared, SSH, SSHSecond, SSHOwn, WebTTY, TCP, TCPHops}
+	Designs    = []Design{Isolated, IsolatedWS, Shared, SSH, SSHSecond, SSHOwn, SSHHops, WebTTY, TCP, TCPHops}
 )
 
 // script makes a terminal echo each byte at once, by the kernel's line discipline, with nothing behind it that

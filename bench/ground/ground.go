@@ -41,17 +41,18 @@ const wait = 30 * time.Second
 
 // Ports of the programs beside ours. The first two are bench/actor's guest servers.
 const (
-	httpPort    = 8888
-	echoPort    = 7007
-	echoPTYPort = 7008
-	envdPort    = 49983
-	apiPort     = 3000
-	proxyPort   = 3002
-	sharedPort  = 4002 // both hops of the one-connection design
-	rawPort     = 5001 // both relays to the guest's echo
-	rawPTYPort  = 5002 // both relays to the guest's terminal
-	sshPort     = 2222
-	webttyPort  = 7681
+	httpPort     = 8888
+	echoPort     = 7007
+	echoPTYPort  = 7008
+	envdPort     = 49983
+	apiPort      = 3000
+	proxyPort    = 3002
+	sharedPort   = 4002 // both hops of the one-connection design
+	rawPort      = 5001 // both relays to the guest's echo
+	rawPTYPort   = 5002 // both relays to the guest's terminal
+	guestSSHPort = 5003 // both relays to OpenSSH in the guest
+	sshPort      = 2222
+	webttyPort   = 7681
 )
 
 // Config varies a Ground.

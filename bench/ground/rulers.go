@@ -1,6 +1,7 @@
 package ground
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -11,12 +12,15 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/coder/websocket"
 	"github.com/stretchr/testify/require"
 
 	"wrenn/bench/load"
+	"wrenn/e2e/harness"
+	"wrenn/impl/envdclient"
 	"wrenn/impl/need"
 	"wrenn/impl/transport"
 )
@@ -39,25 +43,74 @@ PrintMotd no
 PidFile none
 `
 
-// startSSHD starts OpenSSH's server on the control plane's host.
-func (g *Ground) startSSHD() {
-	g.do("sshd", func() {
+// sshdConfig makes the keys and the configuration of OpenSSH's server.
+func (g *Ground) sshdConfig() string {
+	config := filepath.Join(g.dir, "sshd_config")
+	g.do("ssh keys", func() {
 		need.Program(g.tb, "ssh", "ssh-keygen", "/usr/sbin/sshd")
 		for _, name := range []string{"host", "user"} {
 			g.Head.Run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", filepath.Join(g.dir, name))
 		}
-		config := filepath.Join(g.dir, "sshd_config")
 		require.NoError(g.tb, os.WriteFile(config, fmt.Appendf(nil, sshdConfig, sshPort, g.dir), 0o600))
+	})
+	return config
+}
+
+// startSSHD starts OpenSSH's server on the control plane's host.
+func (g *Ground) startSSHD() {
+	config := g.sshdConfig()
+	g.do("sshd", func() {
 		g.Head.Must(func() error { return os.MkdirAll("/run/sshd", 0o755) })
 		g.Head.Launch("sshd", g.command("/usr/sbin/sshd", "-D", "-e", "-f", config))
 		g.await(g.Head, netip.AddrPortFrom(g.HeadAddr, sshPort))
 	})
 }
 
+// guestSSHD is where OpenSSH's server and its libraries are brought to in the guest, which has none.
+const guestSSHD = "/opt/ssh/"
+
+// startGuestSSHD starts the server in the guest.
+func (g *Ground) startGuestSSHD() {
+	g.sshdConfig()
+	g.do("guest sshd", func() {
+		ctx, cancel := context.WithTimeout(g.tb.Context(), harness.Patience)
+		defer cancel()
+		bring := func(name string, content []byte) {
+			require.NoError(g.tb, g.API.Guest(g.Box).WriteFile(ctx, "root", guestSSHD+name, bytes.NewReader(content), int64(len(content))))
+		}
+		libraries, err := exec.CommandContext(ctx, "ldd", "/usr/sbin/sshd").Output()
+		require.NoError(g.tb, err)
+		paths := []string{"/usr/sbin/sshd", filepath.Join(g.dir, "host"), filepath.Join(g.dir, "user.pub")}
+		for line := range strings.Lines(string(libraries)) { // "name => path (address)"
+			if f := strings.Fields(line); len(f) == 4 {
+				paths = append(paths, f[2])
+			}
+		}
+		for _, path := range paths {
+			content, err := os.ReadFile(path)
+			require.NoError(g.tb, err)
+			bring(filepath.Base(path), content)
+		}
+		bring("sshd_config", fmt.Appendf(nil, sshdConfig, sshPort, guestSSHD))
+		var said bytes.Buffer
+		exit, err := g.API.Guest(g.Box).Exec(ctx, envdclient.ExecRequest{User: "root", Stderr: &said, Cmd: "sh", Args: []string{"-c", `
+			cd ` + guestSSHD + ` && chmod 600 host && chmod 755 sshd && mkdir -p /run/sshd || exit
+			id sshd >/dev/null 2>&1 || echo 'sshd:x:65533:65534::/run/sshd:/usr/sbin/nologin' >>/etc/passwd
+			LD_LIBRARY_PATH=$PWD setsid $PWD/sshd -D -f sshd_config </dev/null >/dev/null 2>&1 &`,
+		}})
+		require.NoError(g.tb, err)
+		require.Zero(g.tb, exit.Code, "%s", &said)
+		g.await(g.Node(), netip.AddrPortFrom(g.Guest, sshPort))
+	})
+	g.relay(guestSSHPort, sshPort)
+}
+
 // ssh is a command line of OpenSSH's client for a link.
-func (g *Ground) ssh(l Link, args ...string) *exec.Cmd {
+func (g *Ground) ssh(l Link, args ...string) *exec.Cmd { return g.sshTo(l, sshPort, args...) }
+
+func (g *Ground) sshTo(l Link, port int, args ...string) *exec.Cmd {
 	return g.command("ssh", append([]string{
-		"-F", "none", "-i", filepath.Join(g.dir, "user"), "-p", strconv.Itoa(sshPort), "-e", "none",
+		"-F", "none", "-i", filepath.Join(g.dir, "user"), "-p", strconv.Itoa(port), "-e", "none",
 		"-o", "UserKnownHostsFile=" + filepath.Join(g.dir, "known"), "-o", "StrictHostKeyChecking=accept-new", "-o", "LogLevel=ERROR",
 		"-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes", "-o", "ExitOnForwardFailure=yes", "root@" + l.Head.String(),
 	}, args...)...)
@@ -96,6 +149,19 @@ func openSSHOwn(ctx context.Context, g *Ground, l Link) (*Client, error) {
 		return nil, err
 	}
 	c.Terminal = func(context.Context) (io.ReadWriteCloser, error) { return startTerminal(l, g.ssh(l, "-tt", script)) }
+	return c, nil
+}
+
+// openSSHHops opens a terminal by ssh where Wrenn's ends, in the guest, over as many hops: relays of plain TCP.
+func openSSHHops(ctx context.Context, g *Ground, l Link) (*Client, error) {
+	g.startGuestSSHD()
+	c, err := openIsolated(ctx, g, l)
+	if err != nil {
+		return nil, err
+	}
+	c.Terminal = func(context.Context) (io.ReadWriteCloser, error) {
+		return startTerminal(l, g.sshTo(l, guestSSHPort, "-tt", script))
+	}
 	return c, nil
 }
 
