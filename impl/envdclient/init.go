@@ -171,6 +171,7 @@ func (c *initContent) make() ([]byte, error) {
 	}
 	now := time.Now()
 	c.sent.Store(now.UnixNano())
+	fresh := r.Timestamp.IsZero() && c.asked.Load() // else nobody could say how old the timestamp is
 	if r.Timestamp.IsZero() {
 		r.Timestamp = now
 	}
@@ -178,7 +179,7 @@ func (c *initContent) make() ([]byte, error) {
 		Timestamp: r.Timestamp, EnvVars: r.Env, AccessToken: r.AccessToken,
 		DefaultUser: r.DefaultUser, DefaultWorkdir: r.Workdir,
 		Resumed: r.Resumed, Entropy: r.Entropy, Hostname: r.Hostname, MachineID: r.MachineID,
-		Thaw: r.Thaw && c.asked.Load(), // else nobody could say how old the timestamp is
+		Thaw: r.Thaw && fresh,
 	})
 }
 
