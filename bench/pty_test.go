@@ -50,6 +50,17 @@ func BenchmarkPTYBands(b *testing.B) {
 	}
 }
 
+// BenchmarkPTYSpare is BenchmarkPTY where the guest may send half as much as by default, which leaves two processors
+// some time: beside it, the default shows what is the processors' share and what the way's.
+func BenchmarkPTYSpare(b *testing.B) {
+	g := ground.New(b, ground.Config{Egress: 100_000_000})
+	for _, kind := range []load.Kind{load.None, load.Jupyter, load.Downloads, load.All} {
+		for _, d := range []ground.Design{ground.Isolated, ground.IsolatedWS, ground.SSHHops, ground.TCPHops} {
+			runPTY(b, g, g.Loopback(), "-spare", d, kind)
+		}
+	}
+}
+
 func benchmarkPTY(b *testing.B, g *ground.Ground, suffix string, kinds []load.Kind) {
 	for _, link := range []ground.Link{g.Loopback(), g.Slow()} {
 		for _, kind := range kinds {

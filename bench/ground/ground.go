@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -62,6 +63,8 @@ type Config struct {
 	// Bands lets packets of sockets with a higher priority (SO_PRIORITY) pass others in the slow link's queue, as
 	// Linux's pfifo_fast does, which is many hosts' default.
 	Bands bool
+	// Egress is what the guest may send in bytes per second; zero for the agent's default, which uses two processors up.
+	Egress int
 	// App is one of the templates of `make apps`, which the sandbox is made of, as a real VM whatever VMMEnv says.
 	App string
 }
@@ -98,6 +101,9 @@ func New(tb testing.TB, cfg Config) *Ground {
 		}
 	}
 	flags := []string{"--destroy-at-exit"}
+	if cfg.Egress > 0 {
+		flags = append(flags, "--egress-rate", strconv.Itoa(cfg.Egress), "--egress-burst", strconv.Itoa(cfg.Egress/2))
+	}
 	vmm, box := VMM(), apiclient.CreateRequest{TemplateID: "base", Timeout: 3600}
 	if cfg.App != "" {
 		need.File(tb, "apps", harness.Build(tb, "apps/templates/"+cfg.App+"/rootfs.ext4"), "run `make apps`")

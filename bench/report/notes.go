@@ -17,14 +17,16 @@ behind them, at 100 Mbit/s for hundreds of milliseconds.
 **What separate connections do not separate.**
 Processors: beside loads that use them up, an echo waits for its turn at every hop; tcp-hops shows how long without any
 program of ours. A terminal's echo also passes a work queue of the kernel, which has no priority over anything: on a
-busy machine that alone is tens of milliseconds at p99, for ssh as well.
+busy machine that alone is tens of milliseconds at p99, for ssh as well. "loopback-spare" is the same where the guest may
+send 100 MB/s, which leaves the processors some time.
 The guest's network card: an agent limits what a guest sends (200 MB/s by default). Downloads that reach it fill its
 queue, and tcp-hops waits there; what the daemon sends is marked and goes first.
 The link: connections compete in its queue. This one is a plain queue of 50 ms, and as many flows as there are
 connections fill it. "ssh" and "ssh-second" carry the whole load in one flow, whose share of a queue on the same machine
 the kernel bounds (TCP small queues), so that they seem faster here than they would with the bottleneck elsewhere;
-"ssh-own" has a connection of its own beside the same load as the isolated designs. No socket option passes a plain
-queue: compare isolated there with tcp-hops and ssh-own. In a queue with bands (100mbit-bands: pfifo_fast behind the
+"ssh-own" has a connection of its own beside the same load as the isolated designs, and ends on the control plane's host;
+"ssh-hops" has one over as many hops, by relays that carry nothing else, to OpenSSH in the guest. No socket option passes a plain
+queue: compare isolated there with tcp-hops and ssh-hops. In a queue with bands (100mbit-bands: pfifo_fast behind the
 same limit) a socket's priority counts. The isolated designs and OpenSSH set it, tcp-hops does not, and for a shared
 connection it would be of no use. A queue per flow (fq_codel, as most Linux routers have) would let a separate terminal pass too.
 `

@@ -79,7 +79,7 @@ func (r *results) link(page *strings.Builder, dir, kind, link string) error {
 // comparisons sets the designs against each other.
 func (r *results) comparisons(page *strings.Builder, kinds, links []string) {
 	page.WriteString("\n## Against each other\n\nRatios of p99, and at idle of p50. \"own idle\" is the same design without load.\n\n" +
-		"| link | load | shared / isolated | isolated / own idle | tcp-hops / own idle | isolated / tcp-hops | isolated-ws / tcp-hops | isolated / ssh-own |\n|---|---|---|---|---|---|---|---|\n")
+		"| link | load | shared / isolated | isolated / own idle | tcp-hops / own idle | ssh-hops / own idle | isolated / tcp-hops | isolated-ws / tcp-hops | isolated / ssh-own | isolated / ssh-hops |\n|---|---|---|---|---|---|---|---|---|---|\n")
 	for i, link := range links {
 		for _, l := range loads {
 			q := 0.99
@@ -95,8 +95,8 @@ func (r *results) comparisons(page *strings.Builder, kinds, links []string) {
 				return fmt.Sprintf("%.1f", float64(a.quantile(q))/float64(b.quantile(q)))
 			}
 			cells := []string{
-				ratio("shared", "isolated", l), ratio("isolated", "isolated", load.None), ratio("tcp-hops", "tcp-hops", load.None),
-				ratio("isolated", "tcp-hops", l), ratio("isolated-ws", "tcp-hops", l), ratio("isolated", "ssh-own", l),
+				ratio("shared", "isolated", l), ratio("isolated", "isolated", load.None), ratio("tcp-hops", "tcp-hops", load.None), ratio("ssh-hops", "ssh-hops", load.None),
+				ratio("isolated", "tcp-hops", l), ratio("isolated-ws", "tcp-hops", l), ratio("isolated", "ssh-own", l), ratio("isolated", "ssh-hops", l),
 			}
 			if strings.Join(cells, "") != "" {
 				fmt.Fprintf(page, "| %s | %s | %s |\n", link, l, strings.Join(cells, " | "))
@@ -128,7 +128,7 @@ func (r *results) hops(page *strings.Builder) {
 func (r *results) others(page *strings.Builder) {
 	page.WriteString("\n## Everything else\n\n| benchmark | |\n|---|---|\n")
 	for _, b := range r.benchmarks {
-		if strings.HasPrefix(b.name, "PTY/") || strings.HasPrefix(b.name, "PTYReno/") || strings.HasPrefix(b.name, "PTYBands/") || strings.HasPrefix(b.name, "Hops/") {
+		if strings.HasPrefix(b.name, "PTY/") || strings.HasPrefix(b.name, "PTYReno/") || strings.HasPrefix(b.name, "PTYBands/") || strings.HasPrefix(b.name, "PTYSpare/") || strings.HasPrefix(b.name, "Hops/") {
 			continue
 		}
 		cells := make([]string, 0, len(b.metrics))

@@ -42,7 +42,7 @@ ok  	wrenn/bench	1.0s
 		"| kernel | 6.1 |\n| vmm | procvmm |\n",
 		"| none | isolated | 3 | 2.00 | 3.00 | 3.00 | 3.00 |",
 		"| unread-upload | shared | 2 | 1.00 | 5000 | 5000 | 5000 **blocked** |",
-		"| loopback | none |  | 1.0 | 1.0 | 2.0 |  |",
+		"| loopback | none |  | 1.0 | 1.0 |  | 2.0 |  |",
 		"| loopback | unread-upload | 1250.0 | 1.3 |  |  |  |",
 		"| 1-tcp | 0.50 | 0.50 | 0.50 |",
 		"| Memory/idle=terminals | 12.5 agent-KiB |",
