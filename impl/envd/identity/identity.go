@@ -90,7 +90,7 @@ func SetMachineID(root, id string) error {
 // overwrite writes a file in its place: of a page in the cache and no block of the disk, which a rename over it
 // would begin to write at once (ext4's auto_da_alloc), at 40 ms a file in an emulated guest. The users' processes,
 // which could meet half of it, stand still or have not been started.
-func overwrite(path, content string) error {
+func overwrite(path, content string, mode fs.FileMode) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return err
@@ -100,8 +100,8 @@ func overwrite(path, content string) error {
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return err
 	}
-	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1 {
-		return fmt.Errorf("%s is not a file of one name", path)
+	if st.Mode != unix.S_IFREG|uint32(mode) || st.Nlink != 1 {
+		return fmt.Errorf("%s is not a file of one name and mode %o", path, mode)
 	}
 	if _, err := f.WriteAt([]byte(content), 0); err != nil {
 		return err
@@ -116,11 +116,11 @@ func overwrite(path, content string) error {
 // other's temporary files away.
 var replacing sync.Mutex
 
-// replace gives path a content. A link is replaced, not followed; so is a file that has other names.
+// replace gives path a content. A link is replaced, not followed; so is a file that has other names or another mode.
 func replace(path, content string, mode fs.FileMode) error {
 	replacing.Lock()
 	defer replacing.Unlock()
-	if overwrite(path, content) == nil {
+	if overwrite(path, content, mode) == nil {
 		return nil
 	}
 	temporary := path + ".wrenn-new"

@@ -58,7 +58,10 @@ func TestS05_AFileIsOverwrittenInItsPlace(t *testing.T) {
 	root := t.TempDir()
 	path, other := filepath.Join(root, "hosts"), filepath.Join(root, "other")
 	require.NoError(t, replace(path, "short\n", 0o644))
-	before, err := os.Stat(path)
+	held, err := os.Open(path) // or another file could get its number
+	require.NoError(t, err)
+	defer held.Close()
+	before, err := held.Stat()
 	require.NoError(t, err)
 	for _, content := range []string{"much longer\n", "x\n", "", "again\n"} {
 		require.NoError(t, replace(path, content, 0o644))
@@ -69,6 +72,11 @@ func TestS05_AFileIsOverwrittenInItsPlace(t *testing.T) {
 	after, err := os.Stat(path)
 	require.NoError(t, err)
 	assert.True(t, os.SameFile(before, after))
+	require.NoError(t, os.Chmod(path, 0o600))
+	require.NoError(t, replace(path, "again\n", 0o644))
+	after, err = os.Stat(path)
+	require.NoError(t, err)
+	assert.Equal(t, os.FileMode(0o644), after.Mode(), "users may read it")
 	require.NoError(t, os.Link(path, other))
 	require.NoError(t, replace(path, "mine\n", 0o644))
 	got, err := os.ReadFile(other)
