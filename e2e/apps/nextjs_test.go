@@ -26,13 +26,16 @@ func TestP09_NextJS(t *testing.T) {
 	b.eventually(`document.querySelector("#title").textContent === "about page"`)
 	assert.Equal(t, a.url(3000, "/about"), b.at())
 
-	for from, to := range map[string]string{
-		"/old": "/about", "/login": "/about?from=login", "/gone/a/b%20c": "/docs/a/b%20c", "/about/": "/about",
+	for _, step := range []struct{ from, to, title string }{
+		{"/old", "/about", "about page"},
+		{"/login", "/about?from=login", "about page"},
+		{"/gone/a/b%20c", "/docs/a/b%20c", "docs of a | b c"},
+		{"/about/", "/about", "about page"},
 	} {
-		b.do("follow the redirect of "+from, chromedp.Navigate(a.url(3000, from)), chromedp.WaitVisible(chromedp.CSS("#title")))
-		assert.Equal(t, a.url(3000, to), b.at(), from)
+		b.do("follow the redirect of "+step.from, chromedp.Navigate(a.url(3000, step.from)), chromedp.WaitVisible(chromedp.CSS("#title")))
+		assert.Equal(t, a.url(3000, step.to), b.at(), step.from)
+		assert.Equal(t, step.title, b.text("#title"), step.from)
 	}
-	assert.Equal(t, "about page", b.text("#title"))
 	b.do("open a page with an encoded slash", chromedp.Navigate(a.url(3000, "/docs/a%2Fb/c")), chromedp.WaitVisible(chromedp.CSS("#title")))
 	assert.Equal(t, "docs of a/b | c", b.text("#title"))
 
