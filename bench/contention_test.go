@@ -84,7 +84,7 @@ func beside(t *testing.T, g *ground.Ground, link ground.Link, d ground.Design, k
 	defer c.Close()
 	typist := open(ctx, t, c, limit)
 	defer typist.Close()
-	l, err := load.Start(ctx, c.Door, kind)
+	l, err := c.Start(ctx, kind)
 	require.NoError(t, err)
 	defer l.Stop()
 	time.Sleep(settle)

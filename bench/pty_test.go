@@ -87,14 +87,16 @@ func measure(b *testing.B, c *ground.Client, kind load.Kind) {
 	typist := open(ctx, b, c, typing.Limit)
 	defer typist.Close()
 	began := time.Now()
-	l, err := load.Start(ctx, c.Door, kind)
+	l, err := c.Start(ctx, kind)
 	require.NoError(b, err)
 	defer l.Stop()
 	if kind != load.None {
 		time.Sleep(settle)
 	}
 	blocked := false
-	bytes, calls, start := l.Bytes(), l.Calls(), time.Now()
+	before, err := l.Tally()
+	require.NoError(b, err)
+	start := time.Now()
 	for b.Loop() {
 		if blocked {
 			continue
@@ -113,17 +115,19 @@ func measure(b *testing.B, c *ground.Client, kind load.Kind) {
 		}
 	}
 	took := time.Since(start).Seconds()
+	after, err := l.Tally()
+	require.NoError(b, err)
 	b.Logf("%d keys in %.1f s, %.1f s with set-up", len(typist.Samples()), took, time.Since(began).Seconds())
 	report(b, typist.Samples())
 	b.ReportMetric(flag(blocked), "blocked")
 	if kind != load.None {
-		b.ReportMetric(float64(l.Bytes()-bytes)/took/1e6, "load-MB/s")
+		b.ReportMetric(float64(after.Bytes-before.Bytes)/took/1e6, "load-MB/s")
 	}
 	if kind == load.Poll || kind == load.All {
-		b.ReportMetric(float64(l.Calls()-calls)/took, "polls/s")
+		b.ReportMetric(float64(after.Calls-before.Calls)/took, "polls/s")
 	}
-	if l.Err() != nil && !blocked {
-		b.Logf("a part of the load has failed: %v", l.Err())
+	if after.Error != "" && !blocked {
+		b.Logf("a part of the load has failed: %s", after.Error)
 	}
 	samples.Write(b, typist.Samples())
 }

@@ -12,6 +12,9 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+
+	"wrenn/bench/load"
+	"wrenn/impl/transport"
 )
 
 func main() {
@@ -25,7 +28,7 @@ func main() {
 
 func command() *cobra.Command {
 	root := &cobra.Command{Use: "actor", Short: "Plays a part beside Wrenn in its benchmarks", SilenceUsage: true, SilenceErrors: true}
-	root.AddCommand(guestCommand(), edgeCommand(), hostCommand(), relayCommand(), typistCommand())
+	root.AddCommand(guestCommand(), edgeCommand(), hostCommand(), relayCommand(), typistCommand(), loadCommand())
 	return root
 }
 
@@ -82,4 +85,13 @@ func typistCommand() *cobra.Command {
 	c.Flags().IntVar(&keys, "keys", 100, "how many keys to type")
 	c.Flags().DurationVar(&pace, "pace", 50*time.Millisecond, "pause between two keys")
 	return c
+}
+
+func loadCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "load", Short: "Make the load that the first line of the input plans, as JSON; each further line is answered with a tally", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return load.Serve(c.Context(), transport.NewProxyTransport(), c.InOrStdin(), c.OutOrStdout())
+		},
+	}
 }

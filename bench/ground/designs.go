@@ -31,7 +31,9 @@ type Client struct {
 	Door load.Door
 	Port func(port int) load.Door
 
-	close []func()
+	ground *Ground
+	link   Link
+	close  []func()
 }
 
 // Close gives up the client's connections.
@@ -104,7 +106,7 @@ func openIsolated(_ context.Context, g *Ground, l Link) (*Client, error) {
 	}
 	door := func(port int) load.Door { return load.HTTP1{Transport: bulk, URL: base, Header: header(port)} }
 	return &Client{
-		Terminal: terminal, Door: door(httpPort), Port: door,
+		Terminal: terminal, Door: door(httpPort), Port: door, ground: g, link: l,
 		close: []func(){streams.CloseIdleConnections, bulk.CloseIdleConnections},
 	}, nil
 }
@@ -155,7 +157,7 @@ func openShared(_ context.Context, g *Ground, l Link) (*Client, error) {
 	door := func(port int) load.Door {
 		return load.HTTP2{HTTP1: load.HTTP1{Transport: rt, URL: base, Host: strconv.Itoa(port) + "-box"}}
 	}
-	return &Client{Terminal: terminal, Door: door(httpPort), Port: door, close: []func(){rt.CloseIdleConnections}}, nil
+	return &Client{Terminal: terminal, Door: door(httpPort), Port: door, ground: g, link: l, close: []func(){rt.CloseIdleConnections}}, nil
 }
 
 // prompted is a connection whose other end echoes from the start.

@@ -128,7 +128,7 @@ func openSSH(ctx context.Context, g *Ground, l Link, same bool) (*Client, error)
 	forward := []string{"-L", fmt.Sprintf("%s:127.0.0.1:%d", local, httpPort)}
 	rt := transport.NewProxyTransport()
 	rt.DialContext = l.DialContext
-	c := &Client{Door: load.HTTP1{Transport: rt, URL: httpURL(local)}, close: []func(){rt.CloseIdleConnections}}
+	c := &Client{Door: load.HTTP1{Transport: rt, URL: httpURL(local)}, ground: g, link: l, close: []func(){rt.CloseIdleConnections}}
 	args := []string{"-tt", script}
 	if same {
 		args = append(forward, args...)
@@ -216,7 +216,7 @@ func openWebTTY(_ context.Context, g *Ground, l Link) (*Client, error) {
 	rt.DialContext = l.DialContext
 	client := &http.Client{Transport: rt}
 	return &Client{
-		Door:  load.HTTP1{Transport: rt, URL: httpURL(netip.AddrPortFrom(l.Head, httpPort))},
+		Door: load.HTTP1{Transport: rt, URL: httpURL(netip.AddrPortFrom(l.Head, httpPort))}, ground: g, link: l,
 		close: []func(){rt.CloseIdleConnections},
 		Terminal: func(ctx context.Context) (io.ReadWriteCloser, error) {
 			conn, _, err := websocket.Dial(ctx, //nolint:bodyclose // the library has closed it

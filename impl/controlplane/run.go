@@ -127,7 +127,7 @@ func (s *server) httpServer(ctx context.Context, h http.Handler, kind transport.
 
 // serve returns why it ended, or nil if it was told to.
 func serve(srv *http.Server, l net.Listener) error {
-	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+	if err := srv.Serve(transport.Listen(l)); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve %s: %w", l.Addr(), err)
 	}
 	return nil

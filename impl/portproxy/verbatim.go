@@ -64,7 +64,12 @@ type verbatim struct {
 	// body is the request's, nil where there is none.
 	body *sentBody
 	flow *transport.Flow
+	// whole is for an answer in chunks, nil where there are none.
+	whole *transport.Whole
 }
+
+// smallPiece is what net/http's server writes with its frame at once, in bytes: it has a buffer of 4096.
+const smallPiece = 4000
 
 type verbatimKey struct{}
 
@@ -121,6 +126,10 @@ func (v *verbatim) WriteHeader(code int) {
 // Write sends p at once.
 func (v *verbatim) Write(p []byte) (int, error) {
 	v.flow.Sent(len(p))
+	if len(p) > smallPiece && v.Header()["Content-Length"] == nil {
+		v.whole.Begin()
+		defer v.whole.End()
+	}
 	n, err := v.ResponseWriter.Write(p)
 	v.flush()
 	return n, err

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"net"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"syscall"
 
@@ -63,6 +64,11 @@ type connKey struct{}
 type served struct {
 	*net.TCPConn
 	marked atomic.Bool
+
+	mu     sync.Mutex
+	held   *[wholeBytes]byte // set while writes are held back
+	holds  int               // bytes of held
+	failed error             // of what was held back
 }
 
 // accepted prepares a server's new connection and keeps it for PreferLatency. A connection that cannot be
@@ -72,13 +78,16 @@ func accepted(options []option) func(context.Context, net.Conn) context.Context 
 		if t, ok := c.(*tls.Conn); ok {
 			c = t.NetConn()
 		}
-		tcp, ok := c.(*net.TCPConn)
+		own, ok := c.(*served)
+		if tcp, plain := c.(*net.TCPConn); plain {
+			own, ok = &served{TCPConn: tcp}, true
+		}
 		if !ok {
 			return ctx
 		}
-		_ = tcp.SetKeepAliveConfig(probes)
-		setOn(tcp, options)
-		return context.WithValue(ctx, connKey{}, &served{TCPConn: tcp})
+		_ = own.SetKeepAliveConfig(probes)
+		setOn(own.TCPConn, options)
+		return context.WithValue(ctx, connKey{}, own)
 	}
 }
 
