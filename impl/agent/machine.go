@@ -73,32 +73,36 @@ func (m machine) Snapshot(ctx context.Context, to sandbox.MachineSnapshot) error
 // where Config.DumpMemory asks for it. What the layers amount to must be the same.
 const dumpName = "memory.dump"
 
-// Restore loads a machine and leaves it paused.
+// Restore loads a machine and leaves it paused. The VMM starts while the memory is made ready.
 func (v *vmmPart) Restore(ctx context.Context, spec sandbox.RestoreSpec) (sandbox.Machine, error) {
 	m, err := v.launch(ctx, spec.ID, spec.Dir, spec.Slot)
 	if err != nil {
 		return nil, err
 	}
-	if spec.Memory.Uffd {
+	memory, err := spec.Memory(ctx)
+	if err != nil {
+		return m, err
+	}
+	if memory.Uffd {
 		v.memory.guard(v.background, spec.Dir, m)
 	}
-	return m, v.load(ctx, spec)
+	return m, v.load(ctx, spec, memory)
 }
 
-func (v *vmmPart) load(ctx context.Context, spec sandbox.RestoreSpec) error {
+func (v *vmmPart) load(ctx context.Context, spec sandbox.RestoreSpec, memory sandbox.MemorySource) error {
 	backend := firecracker.BackendFile
-	if spec.Memory.Uffd {
+	if memory.Uffd {
 		backend = firecracker.BackendUffd
 	}
 	c := firecracker.NewClient(filepath.Join(spec.Dir, socketName))
 	defer c.Close()
 	err := c.LoadSnapshot(ctx, firecracker.SnapshotLoad{
-		StatePath: spec.StatePath, Memory: firecracker.MemoryBackend{Type: backend, Path: spec.Memory.Path},
+		StatePath: spec.StatePath, Memory: firecracker.MemoryBackend{Type: backend, Path: memory.Path},
 		TrackDirtyPages: true, MemSizeMiB: spec.MemoryMiB,
 	})
 	if err != nil {
 		err = fmt.Errorf("load the snapshot into the VMM: %w", err)
-		if spec.Memory.Uffd {
+		if memory.Uffd {
 			err = fmt.Errorf("%w; the page server says: %s", err, pagerSays(spec.Dir))
 		}
 		return err

@@ -71,12 +71,16 @@ func (p *paper) Boot(_ context.Context, spec sandbox.BootSpec) (sandbox.Machine,
 	return p.start(spec.Dir), nil
 }
 
-func (p *paper) Restore(_ context.Context, spec sandbox.RestoreSpec) (sandbox.Machine, error) {
+func (p *paper) Restore(ctx context.Context, spec sandbox.RestoreSpec) (sandbox.Machine, error) {
 	state, err := os.ReadFile(spec.StatePath)
 	if err != nil || string(state) != paperState {
 		return nil, fmt.Errorf("state %q: %w", state, err)
 	}
-	f, err := os.Open(spec.Memory.Path)
+	memory, err := spec.Memory(ctx)
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.Open(memory.Path)
 	if err != nil {
 		return nil, err
 	}

@@ -135,8 +135,9 @@ type RestoreSpec struct {
 	Slot      int
 	MemoryMiB int
 	StatePath string
-	Memory    MemorySource
-	Limits    Limits
+	// Memory waits until the machine's memory is provided, so that a VMM can start meanwhile. It is called once.
+	Memory func(context.Context) (MemorySource, error)
+	Limits Limits
 }
 
 // MachineSnapshot says where a paused machine is written to.

@@ -122,30 +122,64 @@ type origin struct {
 	// memory is where the VMM gets it from, once that is provided.
 	memory MemorySource
 	checks *checks
+	// What the VMM's step waits for, each from a step beside it.
+	network, disk, provided gate
+}
+
+// gate is open once a step has done its part; where it fails, it ends the context of who waits.
+type gate chan struct{}
+
+func waitFor(ctx context.Context, gates ...gate) error {
+	for _, g := range gates {
+		select {
+		case <-g:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+// opening is do, which opens the gate when it has succeeded.
+func opening(g *gate, do func(context.Context) error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		err := do(ctx)
+		if err == nil {
+			close(*g)
+		}
+		return err
+	}
 }
 
 // restoreSteps make a machine of a snapshot in a sandbox that has its slot, up to users' processes that run. The
-// snapshot is verified beside all of them, and the guest is told nothing before that is over.
+// snapshot is verified beside all of them, and the guest is told nothing before that is over. The VMM starts while disk
+// and memory are made ready for it.
 func (m *Manager) restoreSteps(s *owned, from *origin, report *BootReport) []step.Step {
 	besideChecks := func(name string, do func(context.Context) error) step.Step {
 		return step.Step{Name: name, Do: func(ctx context.Context) error { return from.checks.beside(ctx, do) }}
 	}
-	network := step.Step{Name: "network", Beside: true, Do: func(ctx context.Context) error { return m.cfg.Network.Create(ctx, s.now.Slot, s.policy) }}
-	memory := besideChecks("memory", func(ctx context.Context) error { return m.provide(ctx, s, from) })
-	memory.Beside = true
+	beside := func(one step.Step) step.Step {
+		one.Beside = true
+		return one
+	}
 	return []step.Step{
-		{Name: "load", Do: func(context.Context) error { return m.load(s, from) }},
+		{Name: "load", Do: func(context.Context) error {
+			from.network, from.disk, from.provided = make(gate), make(gate), make(gate)
+			return m.load(s, from)
+		}},
 		{Name: "verify", Do: func(context.Context) error {
 			from.checks = m.check(s, from)
 			return nil
 		}, Undo: func(context.Context) error { return from.checks.end(s, m, from) }},
-		besideChecks("disk", func(ctx context.Context) error {
+		besideChecks("disk", opening(&from.disk, func(ctx context.Context) error {
 			s.hasDisk = true
 			return m.cfg.Disk.Restore(ctx, m.diskSpec(s), from.dir)
-		}),
-		memory,
-		network,
-		besideChecks("vmm", func(ctx context.Context) error { return m.restore(ctx, s, from) }),
+		})),
+		beside(besideChecks("memory", opening(&from.provided, func(ctx context.Context) error { return m.provide(ctx, s, from) }))),
+		{Name: "network", Beside: true, Do: opening(&from.network, func(ctx context.Context) error {
+			return m.cfg.Network.Create(ctx, s.now.Slot, s.policy)
+		})},
+		beside(besideChecks("vmm", func(ctx context.Context) error { return m.restore(ctx, s, from) })),
 		besideChecks("vcpus", func(ctx context.Context) error { return m.unstop(ctx, s) }),
 		besideChecks("guest", func(ctx context.Context) error {
 			var err error
@@ -198,9 +232,15 @@ func (m *Manager) provide(ctx context.Context, s *owned, from *origin) (err erro
 	return err
 }
 
-// restore starts the machine: from memory, or by a boot.
+// restore starts the machine: from memory, or by a boot. A VMM needs the network to start, and all else only to load.
 func (m *Manager) restore(ctx context.Context, s *owned, from *origin) error {
+	if err := waitFor(ctx, from.network); err != nil {
+		return err
+	}
 	if from.filesOnly {
+		if err := waitFor(ctx, from.disk); err != nil {
+			return err
+		}
 		s.update(func(i *Info) { i.BootPath = Cold })
 		return m.boot(ctx, s)
 	}
@@ -208,7 +248,11 @@ func (m *Manager) restore(ctx context.Context, s *owned, from *origin) error {
 	s.stopped, s.frozen = true, true
 	machine, err := m.cfg.VMM.Restore(ctx, RestoreSpec{
 		ID: s.now.ID, Dir: m.dir(s.now.ID), Slot: s.now.Slot, MemoryMiB: s.now.MemoryMiB,
-		StatePath: filepath.Join(from.dir, snapshot.StateName), Memory: from.memory, Limits: s.now.Limits,
+		StatePath: filepath.Join(from.dir, snapshot.StateName), Limits: s.now.Limits,
+		Memory: func(ctx context.Context) (MemorySource, error) {
+			err := waitFor(ctx, from.disk, from.provided)
+			return from.memory, err
+		},
 	})
 	if machine != nil {
 		s.machine = machine // also beside an error: it may still run

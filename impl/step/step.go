@@ -24,7 +24,8 @@ type Step struct {
 	// Name is unique in its list, lower case, a few letters: "veth", "nat-in".
 	Name string
 	// Beside lets the step run at the same time as the one before it, and as those which that runs beside.
-	// Neither may need what the other does, and what both touch must bear it. RunAll takes no notice of it.
+	// Neither may need what the other does, unless it waits for that itself, and what both touch must bear it. RunAll
+	// takes no notice of it.
 	Beside bool
 	// Do performs the step. A failed Do may have done half of it.
 	Do func(context.Context) error
@@ -83,8 +84,13 @@ func together(ctx context.Context, act string, steps []Step) ([]Timing, error) {
 		})
 	}
 	func() {
-		defer g.beside.Wait()
+		ended := false
+		defer func() {
+			g.left(ended)
+			g.beside.Wait()
+		}()
 		perform(0)
+		ended = true
 	}()
 	if g.abandoned {
 		runtime.Goexit() // as a step that runs alone would
@@ -112,11 +118,16 @@ func (g *group) fail(cause, told error) {
 	g.cancel()
 }
 
-// left notes how a step's goroutine has left: by runtime.Goexit, if not at its end.
+// left notes how a step's goroutine has left: by runtime.Goexit, if not at its end. Then the others end, too: one may
+// wait for what it would have done.
 func (g *group) left(ended bool) {
+	if ended {
+		return
+	}
+	g.cancel()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.abandoned = g.abandoned || !ended
+	g.abandoned = true
 }
 
 // RunAll performs every step of act in order, whatever fails, and joins the errors: the shape of a

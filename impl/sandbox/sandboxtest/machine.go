@@ -178,7 +178,11 @@ func (v vmm) Boot(ctx context.Context, spec sandbox.BootSpec) (sandbox.Machine, 
 func (v vmm) Restore(ctx context.Context, spec sandbox.RestoreSpec) (sandbox.Machine, error) {
 	var state vmState
 	var content pages
-	if err := errors.Join(readJSON(spec.StatePath, &state), readJSON(spec.Memory.Path, &content)); err != nil {
+	memory, err := spec.Memory(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(readJSON(spec.StatePath, &state), readJSON(memory.Path, &content)); err != nil {
 		return nil, err
 	}
 	v.h.happen("vmm.restore")
