@@ -2,12 +2,14 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"strings"
 	"testing"
 	"time"
 
@@ -175,4 +177,30 @@ func TestEveryKindOfLoadRunsAndEnds(t *testing.T) {
 	}
 	_, err = load.Start(t.Context(), load.HTTP1{Transport: transport.NewProxyTransport(), URL: &url.URL{Scheme: "http", Host: free(t)}}, load.Downloads)
 	require.Error(t, err, "a door that leads nowhere")
+}
+
+// TestALoadOfAnotherProcess is planned by its first line, told of by a tally for each further one, and over with the last.
+func TestALoadOfAnotherProcess(t *testing.T) {
+	guest := newGuest(t)
+	at, err := url.Parse(guest.URL)
+	require.NoError(t, err)
+	in, plan := io.Pipe()
+	answers, out := io.Pipe()
+	ended := make(chan error, 1)
+	rt := transport.NewProxyTransport()
+	defer rt.CloseIdleConnections()
+	go func() { ended <- load.Serve(t.Context(), rt, in, out) }()
+	require.NoError(t, json.NewEncoder(plan).Encode(load.HTTP1{URL: at}.Plan(load.All)))
+	var begun, later load.Tally
+	tallies := json.NewDecoder(answers)
+	require.NoError(t, tallies.Decode(&begun))
+	require.Eventually(t, func() bool {
+		_, err := io.WriteString(plan, "\n")
+		return err == nil && tallies.Decode(&later) == nil && later.Bytes > begun.Bytes && later.Calls > begun.Calls
+	}, wait, time.Millisecond)
+	assert.Empty(t, later.Error)
+	require.NoError(t, plan.Close())
+	require.NoError(t, <-ended)
+	require.Error(t, load.Serve(t.Context(), rt, strings.NewReader("no plan\n"), io.Discard))
+	require.Error(t, load.Serve(t.Context(), rt, strings.NewReader(""), io.Discard))
 }

@@ -234,7 +234,7 @@ func (ts *tunnels) pass(proxy *httputil.ReverseProxy, flow *transport.Flow, w ht
 	_ = http.NewResponseController(w).EnableFullDuplex() // an error means that it cannot be otherwise
 	if !wantsUpgrade(r) {
 		defer done()
-		v := &verbatim{ResponseWriter: w, flow: flow, whole: transport.WholeOf(r)}
+		v := &verbatim{ResponseWriter: w, flow: flow, gather: transport.GatherOf(r)}
 		r = r.WithContext(context.WithValue(r.Context(), verbatimKey{}, v))
 		v.body = watchBody(r)
 		proxy.ServeHTTP(v, r)

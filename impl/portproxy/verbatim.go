@@ -64,8 +64,8 @@ type verbatim struct {
 	// body is the request's, nil where there is none.
 	body *sentBody
 	flow *transport.Flow
-	// whole is for an answer in chunks, nil where there are none.
-	whole *transport.Whole
+	// gather is for an answer in chunks, nil where there are none.
+	gather *transport.Gather
 }
 
 // smallPiece is what net/http's server writes with its frame at once, in bytes: it has a buffer of 4096.
@@ -127,8 +127,8 @@ func (v *verbatim) WriteHeader(code int) {
 func (v *verbatim) Write(p []byte) (int, error) {
 	v.flow.Sent(len(p))
 	if len(p) > smallPiece && v.Header()["Content-Length"] == nil {
-		v.whole.Begin()
-		defer v.whole.End()
+		v.gather.Begin()
+		defer v.gather.End()
 	}
 	n, err := v.ResponseWriter.Write(p)
 	v.flush()

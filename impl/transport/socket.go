@@ -66,9 +66,9 @@ type served struct {
 	marked atomic.Bool
 
 	mu     sync.Mutex
-	held   *[wholeBytes]byte // set while writes are held back
-	holds  int               // bytes of held
-	failed error             // of what was held back
+	held   *[gatherBytes]byte // set while writes are held back
+	holds  int                // bytes of held
+	failed error              // of what was held back
 }
 
 // accepted prepares a server's new connection and keeps it for PreferLatency. A connection that cannot be

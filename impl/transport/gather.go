@@ -6,12 +6,12 @@ import (
 	"sync"
 )
 
-// wholeBytes holds a piece of a body (32 KiB) with an answer's header (net/http's buffer has 4096) and what frames a chunk.
-const wholeBytes = 37 << 10
+// gatherBytes hold a piece of a body (32 KiB) with an answer's header (net/http's buffer has 4096) and what frames a chunk.
+const gatherBytes = 37 << 10
 
-var wholes = sync.Pool{New: func() any { return new([wholeBytes]byte) }}
+var gathers = sync.Pool{New: func() any { return new([gatherBytes]byte) }}
 
-// Listen returns l with connections that a Whole can hold back. Without it a Whole does nothing.
+// Listen returns l with connections that a Gather can hold back. Without it a Gather does nothing.
 func Listen(l net.Listener) net.Listener { return listener{l} }
 
 type listener struct{ net.Listener }
@@ -25,38 +25,38 @@ func (l listener) Accept() (net.Conn, error) {
 	return c, err
 }
 
-// Whole lets several writes of an answer leave its connection as one. net/http's server writes a chunk of a body as the
+// Gather lets several writes of an answer leave its connection as one. net/http's server writes a chunk of a body as the
 // first 4096 bytes, the rest, and the two bytes at its end: without delay that is three packets, each with the kernel's
 // whole way through the network behind it and a reader woken at the other end. The copy that one write takes costs a
 // tenth of that.
-type Whole struct{ conn *served }
+type Gather struct{ conn *served }
 
-// WholeOf is for the connection that r came on; it may be nil, which is one that holds nothing back.
-func WholeOf(r *http.Request) *Whole {
+// GatherOf is for the connection that r came on; it may be nil, which is one that holds nothing back.
+func GatherOf(r *http.Request) *Gather {
 	if c, ok := r.Context().Value(connKey{}).(*served); ok {
-		return &Whole{c}
+		return &Gather{c}
 	}
 	return nil
 }
 
 // Begin holds writes back until End, as far as there is room.
-func (w *Whole) Begin() {
-	if w == nil {
+func (g *Gather) Begin() {
+	if g == nil {
 		return
 	}
-	w.conn.mu.Lock()
-	defer w.conn.mu.Unlock()
-	w.conn.held = wholes.Get().(*[wholeBytes]byte)
+	g.conn.mu.Lock()
+	defer g.conn.mu.Unlock()
+	g.conn.held = gathers.Get().(*[gatherBytes]byte)
 }
 
 // End writes what was held back. If that fails, so does the next write.
-func (w *Whole) End() {
-	if w == nil {
+func (g *Gather) End() {
+	if g == nil {
 		return
 	}
-	w.conn.mu.Lock()
-	defer w.conn.mu.Unlock()
-	w.conn.release()
+	g.conn.mu.Lock()
+	defer g.conn.mu.Unlock()
+	g.conn.release()
 }
 
 // Write writes p, or holds it back.
@@ -89,6 +89,6 @@ func (c *served) release() {
 	if c.holds > 0 && c.failed == nil {
 		_, c.failed = c.TCPConn.Write(c.held[:c.holds])
 	}
-	wholes.Put(c.held)
+	gathers.Put(c.held)
 	c.held, c.holds = nil, 0
 }
