@@ -19,9 +19,10 @@ import (
 // ("disk=reflink").
 //
 // Beside it another of the same snapshot, in the same state, is stopped and written by the VMM alone: "alone" is
-// PATCH /vm and PUT /snapshot/create as a Diff, which syncs what it writes. The snapshot that was resumed is loaded once more by a VMM alone, out of the same flat file
-// and with the disk already there ("alone" of the resume: from the start of the process to the answer of PATCH /vm
-// Resumed), and "alone-answer" goes on until that guest's daemon answers, without which nobody can use it yet.
+// PATCH /vm and PUT /snapshot/create as a Diff, which syncs what it writes. The snapshot that was resumed is loaded once
+// more by a VMM alone, out of the same flat file and with the disk already there ("alone" of the resume: from the start
+// of the process to the answer of PATCH /vm Resumed), and "alone-answer" goes on until that guest's daemon answers,
+// without which nobody can use it yet.
 //
 // "added" is what Wrenn's call takes longer than the VMM's own, in percent of that. Two parts of Wrenn's calls end where
 // the VMM's do: "until-commit" when the pause is durable, after which the host's resources are given back, and
@@ -55,7 +56,7 @@ func benchmarkPause(b *testing.B, s *harness.System) {
 				dirty(b, s, ours, mib, round)
 				dirty(b, s, raw, mib, round)
 				time.Sleep(settle)
-				pauseBoth(b, s, ours, raw, paused)
+				pauseBoth(b, s, ours, raw, round, paused)
 				resumeBoth(b, s, ours, alone, resumed)
 				for _, box := range []apiclient.Sandbox{ours, raw} {
 					require.NoError(b, s.Client.Kill(patience(b), box.SandboxID))
@@ -78,8 +79,22 @@ func benchmarkPause(b *testing.B, s *harness.System) {
 // added is how much longer something takes than what the VMM does alone, in percent of that.
 func (f figures) added(name, alone string) float64 { return 100 * (f.median(name)/f.median(alone) - 1) }
 
-// pauseBoth has the VMM write one machine, and pauses the other as users do.
-func pauseBoth(b *testing.B, s *harness.System, ours, raw apiclient.Sandbox, f figures) {
+// pauseBoth has the VMM write one machine, and pauses the other as users do; each goes first in every other round, since
+// whoever does finds the machine idle.
+func pauseBoth(b *testing.B, s *harness.System, ours, raw apiclient.Sandbox, round int, f figures) {
+	b.Helper()
+	for turn := range 2 {
+		if (round+turn)%2 == 0 {
+			pauseAlone(b, s, raw, f)
+			continue
+		}
+		f.stages(pause(b, s, ours.SandboxID))
+		// What follows the commit is the stage at the end.
+		f.add("until-commit", f.last("total")-f.last("park"))
+	}
+}
+
+func pauseAlone(b *testing.B, s *harness.System, raw apiclient.Sandbox, f figures) {
 	b.Helper()
 	api := vmmAt(b, filepath.Join(boxDir(s, raw.SandboxID), "vmm.sock"))
 	dir := filepath.Join(s.Dir, "agent/bare")
@@ -90,10 +105,6 @@ func pauseBoth(b *testing.B, s *harness.System, ours, raw apiclient.Sandbox, f f
 		return api.snapshot(dir, "Diff")
 	}))
 	require.NoError(b, os.RemoveAll(dir))
-	stages := pause(b, s, ours.SandboxID)
-	f.stages(stages)
-	// What follows the commit is the stage at the end.
-	f.add("until-commit", f.last("total")-f.last("park"))
 }
 
 func (f figures) last(name string) float64 { return f[name][len(f[name])-1] }
