@@ -166,13 +166,34 @@ func TestN02_ACreateTakesAReadyNetworkByItsPolicyAlone(t *testing.T) {
 		slot := p.reserve(t)
 		assert.Equal(t, Slot(1), slot, "the oldest first")
 		require.NoError(t, p.Create(t.Context(), slot, Policy{AllowInternet: true}))
+		time.Sleep(calm - time.Millisecond)
 		synctest.Wait()
-		assert.ElementsMatch(t, []string{"hand over 1", "ready 4"}, p.acts(), "at the same time")
+		assert.Equal(t, []string{"hand over 1"}, p.acts(), "nothing takes a processor from a sandbox that starts")
 		assert.Equal(t, fmt.Sprint(Policy{AllowInternet: true}), p.now()[1])
+		time.Sleep(time.Millisecond)
+		synctest.Wait()
+		assert.Equal(t, []string{"ready 4"}, p.acts())
 		assert.Equal(t, []Slot{2, 3, 4}, p.Ready())
 		p.end(t, slot)
 		synctest.Wait()
 		assert.Equal(t, []string{"remove 1"}, p.acts())
+	})
+}
+
+// TestN02_ABurstDoesNotWaitForCalm: with none left, the next create would have to make its own.
+func TestN02_ABurstDoesNotWaitForCalm(t *testing.T) {
+	inBubble(t, 2, 0, func(t *testing.T, p *pooled) {
+		p.begin(t)
+		for range 2 {
+			slot := p.reserve(t)
+			require.NoError(t, p.Create(t.Context(), slot, Policy{}))
+			defer p.end(t, slot)
+		}
+		synctest.Wait()
+		assert.Equal(t, []string{"hand over 1", "hand over 2", "ready 3"}, p.acts())
+		time.Sleep(calm)
+		synctest.Wait()
+		assert.Equal(t, []string{"ready 4"}, p.acts())
 	})
 }
 
