@@ -250,8 +250,10 @@ func (m *Manager) restore(ctx context.Context, s *owned, from *origin) error {
 		ID: s.now.ID, Dir: m.dir(s.now.ID), Slot: s.now.Slot, MemoryMiB: s.now.MemoryMiB,
 		StatePath: filepath.Join(from.dir, snapshot.StateName), Limits: s.now.Limits,
 		Memory: func(ctx context.Context) (MemorySource, error) {
-			err := waitFor(ctx, from.disk, from.provided)
-			return from.memory, err
+			if err := waitFor(ctx, from.disk, from.provided); err != nil {
+				return MemorySource{}, err // the step that provides it may still be at it
+			}
+			return from.memory, nil
 		},
 	})
 	if machine != nil {
