@@ -165,7 +165,7 @@ func openSSHHops(ctx context.Context, g *Ground, l Link) (*Client, error) {
 	return c, nil
 }
 
-// program is a terminal's client that is a program: what it reads and prints.
+// program is one of the client's programs: what it reads and prints.
 type program struct {
 	io.Reader
 	io.WriteCloser
@@ -173,20 +173,22 @@ type program struct {
 }
 
 func startTerminal(l Link, cmd *exec.Cmd) (io.ReadWriteCloser, error) {
+	p, err := startProgram(l, cmd)
+	return p, err
+}
+
+func startProgram(l Link, cmd *exec.Cmd) (program, error) {
 	cmd.WaitDelay = time.Second
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {
-		return nil, err
+		return program{}, err
 	}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
-		return nil, err
+		return program{}, err
 	}
-	if err := l.From.Do(cmd.Start); err != nil {
-		return nil, err
-	}
-	return program{out, in, cmd}, nil
+	return program{out, in, cmd}, l.From.Do(cmd.Start)
 }
 
 // Close ends the program.

@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"os/exec"
 	"time"
 
 	"wrenn/bench/load"
@@ -38,27 +36,17 @@ func (b beside) Tally() (load.Tally, error) { return b.Load.Tally(), nil }
 
 // apart is a load in a process of its own.
 type apart struct {
-	cmd     *exec.Cmd
-	in      io.WriteCloser
+	program
 	answers *json.Decoder
 }
 
 func (c *Client) apart(plan load.Plan) (Traffic, error) {
-	cmd := c.ground.command(c.ground.program, "load")
-	cmd.Stderr, cmd.WaitDelay = os.Stderr, time.Second
-	in, err := cmd.StdinPipe()
+	p, err := startProgram(c.link, c.ground.command(c.ground.program, "load"))
 	if err != nil {
 		return nil, err
 	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return nil, err
-	}
-	if err := c.link.From.Do(cmd.Start); err != nil {
-		return nil, err
-	}
-	t := &apart{cmd: cmd, in: in, answers: json.NewDecoder(out)}
-	if err = json.NewEncoder(in).Encode(plan); err == nil {
+	t := &apart{p, json.NewDecoder(p)}
+	if err = json.NewEncoder(p).Encode(plan); err == nil {
 		_, err = t.next()
 	}
 	if err != nil {
@@ -81,14 +69,14 @@ func (t *apart) next() (load.Tally, error) {
 }
 
 func (t *apart) Tally() (load.Tally, error) {
-	if _, err := io.WriteString(t.in, "\n"); err != nil {
+	if _, err := io.WriteString(t, "\n"); err != nil {
 		return load.Tally{}, err
 	}
 	return t.next()
 }
 
 func (t *apart) Stop() {
-	_ = t.in.Close() // ends it; so does the signal, should it be stuck
+	_ = t.WriteCloser.Close() // ends it; so does the signal, should it be stuck
 	stuck := time.AfterFunc(wait, func() { _ = t.cmd.Process.Kill() })
 	defer stuck.Stop()
 	_ = t.cmd.Wait() // what it had to say is on stderr
