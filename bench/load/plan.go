@@ -11,7 +11,7 @@ import (
 )
 
 // Plan is a load that a process of its own makes (bench/actor): a user's browser and a user's terminal are not one
-// program, and what reads 200 MB/s beside a terminal in one process keeps that terminal's echo waiting there.
+// program, and an echo should not wait for what reads 200 MB/s in its own process.
 type Plan struct {
 	Kind Kind `json:"kind"`
 	// URL, Host and Header are HTTP1's.

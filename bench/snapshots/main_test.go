@@ -27,7 +27,7 @@ import (
 
 func TestMain(m *testing.M) { harness.MainOnOwnHost(m) }
 
-// rounds is how often each thing is measured: the median of five bears four disturbances.
+// rounds is how often each thing is measured: the median of nine bears four disturbances.
 const rounds = 9
 
 // figures are times by what they are of, in milliseconds.

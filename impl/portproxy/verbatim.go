@@ -64,7 +64,7 @@ type verbatim struct {
 	// body is the request's, nil where there is none.
 	body *sentBody
 	flow *transport.Flow
-	// gather is for an answer in chunks, nil where there are none.
+	// gather is for the pieces of an answer in chunks.
 	gather *transport.Gather
 }
 

@@ -71,7 +71,7 @@ type served struct {
 	failed error              // of what was held back
 }
 
-// accepted prepares a server's new connection and keeps it for PreferLatency. A connection that cannot be
+// accepted prepares a server's new connection and keeps it for PreferLatency and GatherOf. A connection that cannot be
 // prepared serves all the same.
 func accepted(options []option) func(context.Context, net.Conn) context.Context {
 	return func(ctx context.Context, c net.Conn) context.Context {
