@@ -2,6 +2,7 @@ package portproxy
 
 import (
 	"bytes"
+	"context"
 	"io"
 	"net"
 	"net/http"
@@ -49,10 +50,11 @@ func TestAPieceOfUnknownLengthLeavesInOneWrite(t *testing.T) {
 	defer srv.Close()
 
 	var client net.Conn
-	rt := &http.Transport{Dial: func(network, addr string) (_ net.Conn, err error) {
-		client, err = net.Dial(network, addr)
+	rt := transport.NewProxyTransport()
+	rt.DialContext = func(ctx context.Context, network, addr string) (_ net.Conn, err error) {
+		client, err = new(net.Dialer).DialContext(ctx, network, addr)
 		return client, err
-	}}
+	}
 	defer rt.CloseIdleConnections()
 	res, err := (&http.Client{Transport: rt}).Get("http://" + l.Addr().String())
 	require.NoError(t, err)
