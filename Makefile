@@ -121,9 +121,11 @@ endif
 e2e-native:
 	@mkdir -p build/e2e
 	@$(GO) build -o $(BIN)/gotestsum gotest.tools/gotestsum
+	@$(GO) build -o $(BIN)/failures ./e2e/harness/failures
 	WRENN_ARTIFACTS=$(CURDIR)/build/e2e/artifacts $(BIN)/gotestsum --format standard-verbose --hide-summary output \
 		--junitfile build/e2e/native.xml --jsonfile build/e2e/native.json \
-		-- -count=1 -timeout 30m -p 1 $(if $(RUN),-run '$(RUN)') ./e2e/... ./bench
+		-- -count=1 -timeout 30m -p 1 $(if $(RUN),-run '$(RUN)') ./e2e/... ./bench \
+		|| { $(BIN)/failures build/e2e/native.json; exit 1; }
 
 e2e-shell: deps-vm build-fault image sdk ## A shell in the Vagrant machine, which stays up
 	@$(GO) build -o $(BIN)/vm ./vagrant/vm
@@ -139,9 +141,11 @@ FAULT_FLAGS ?=
 test-fault: deps-test build-fault image ## Kill the agent at every step and look at what is left (as root, 5 minutes)
 	@mkdir -p build/e2e
 	@$(GO) build -o $(BIN)/gotestsum gotest.tools/gotestsum
+	@$(GO) build -o $(BIN)/failures ./e2e/harness/failures
 	WRENN_ARTIFACTS=$(CURDIR)/build/e2e/artifacts $(BIN)/gotestsum --format standard-verbose --hide-summary output \
 		--junitfile build/e2e/fault.xml --jsonfile build/e2e/fault.json \
-		-- -tags fault -count=1 -timeout 20m $(FAULT_FLAGS) $(if $(RUN),-run '$(RUN)') ./fault ./impl/sandbox ./impl/step
+		-- -tags fault -count=1 -timeout 20m $(FAULT_FLAGS) $(if $(RUN),-run '$(RUN)') ./fault ./impl/sandbox ./impl/step \
+		|| { $(BIN)/failures build/e2e/fault.json; exit 1; }
 
 # What the benchmarks measure beside Wrenn.
 BENCH_DEBS := openssh-server openssh-client nginx python3-terminado

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"strconv"
 	"strings"
 	"time"
 
@@ -47,11 +46,13 @@ type initRequest struct {
 	Hostname  string `json:"wrennHostname"`
 	MachineID string `json:"wrennMachineID"`
 	// Thaw is sent by a host that made this content when it was asked for it ("100 Continue"), so that its
-	// timestamp is not older than that. Frozen processes go on then, once all else is done.
+	// timestamp is not older than that. Frozen processes go on then, once all else is done, unless it took so
+	// long to come that the clock may be off; the answer says which.
 	Thaw bool `json:"wrennThaw"`
 }
 
-// thawSlack is how old a timestamp may be whose clock processes are let go on with; S05 allows 500 ms.
+// thawSlack is how long a timestamp may have been on its way whose clock processes are let go on with; S05 allows
+// 500 ms.
 const thawSlack = 200 * time.Millisecond
 
 // postInit takes the host's settings. While a token is set, the request must carry it: in the header, or
@@ -69,6 +70,7 @@ func (d *daemon) postInit(w http.ResponseWriter, r *http.Request) {
 		answer.Error(w, status, "read body: "+err.Error())
 		return
 	}
+	came := time.Now()
 	if !d.settings.Allows(r.Header.Get(tokenHeader)) &&
 		(req.AccessToken == nil || !d.settings.Allows(*req.AccessToken)) {
 		answer.Error(w, http.StatusUnauthorized, "missing or wrong access token")
@@ -83,11 +85,10 @@ func (d *daemon) postInit(w http.ResponseWriter, r *http.Request) {
 		update.Timestamp = *req.Timestamp
 	}
 	if d.settings.Apply(update) && d.guest && req.Timestamp != nil {
-		d.setClock(*req.Timestamp, req.Resumed)
+		d.setClock(req.Timestamp.Add(time.Since(came)), req.Resumed)
 	}
-	age := time.Since(asked)
 	err := d.becomeOwn(r, req)
-	if err == nil && req.Thaw && age <= thawSlack {
+	if err == nil && req.Thaw && came.Sub(asked) <= thawSlack {
 		w.Header().Set("X-Wrenn-Thawed", "1")
 		err = d.freezer.Thaw()
 	}
@@ -98,7 +99,6 @@ func (d *daemon) postInit(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("X-Envd-Version", Version)
 	w.Header().Set("X-Wrenn-Boot", d.bootTimes())
-	w.Header().Set("X-Wrenn-Clock", strconv.FormatInt(time.Now().UnixNano(), 10))
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(http.StatusNoContent)
 }

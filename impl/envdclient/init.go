@@ -44,9 +44,6 @@ type InitResult struct {
 	Version string // of E2B's daemon, whose features it has
 	Thawed  bool   // the processes go on
 	Boot    BootTimes
-	// ClockOffset is how far the guest's clock was ahead of ours when it answered, give or take the time of
-	// the exchange, half of which it is taken to have answered at; 0 where the daemon did not say.
-	ClockOffset time.Duration
 }
 
 // BootTimes are moments of a guest's start on its own clock, from its kernel's start. Zero where the
@@ -64,19 +61,15 @@ func (c *Client) Init(ctx context.Context, r InitRequest) (InitResult, error) {
 		h.Set("Expect", "100-continue")
 	}
 	body := &initContent{ctx: ctx, request: r}
-	body.sent.Store(time.Now().UnixNano())
 	traced := httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{Got100Continue: func() { body.asked.Store(true) }})
 	res, err := c.plain(traced, http.MethodPost, "/init", h, body)
 	if err != nil {
 		return InitResult{}, fmt.Errorf("init envd: %w", err)
 	}
 	defer func() { _ = res.Body.Close() }()
-	sent := time.Unix(0, body.sent.Load())
-	middle := sent.Add(time.Since(sent) / 2)
 	return InitResult{
 		Version: res.Header.Get("X-Envd-Version"), Thawed: res.Header.Get("X-Wrenn-Thawed") != "",
-		Boot:        bootTimesOf(res.Header.Get("X-Wrenn-Boot")),
-		ClockOffset: clockOffset(res.Header.Get("X-Wrenn-Clock"), middle),
+		Boot: bootTimesOf(res.Header.Get("X-Wrenn-Boot")),
 	}, nil
 }
 
@@ -147,7 +140,6 @@ type initContent struct {
 	ctx     context.Context //nolint:containedctx // it is the request's, which reads this
 	request InitRequest
 	asked   atomic.Bool
-	sent    atomic.Int64 // when it was made, in nanoseconds of Unix time
 	made    *bytes.Reader
 }
 
@@ -169,11 +161,9 @@ func (c *initContent) make() ([]byte, error) {
 			return nil, err
 		}
 	}
-	now := time.Now()
-	c.sent.Store(now.UnixNano())
 	fresh := r.Timestamp.IsZero() && c.asked.Load() // else nobody could say how old the timestamp is
 	if r.Timestamp.IsZero() {
-		r.Timestamp = now
+		r.Timestamp = time.Now()
 	}
 	return json.Marshal(initJSON{
 		Timestamp: r.Timestamp, EnvVars: r.Env, AccessToken: r.AccessToken,
@@ -181,15 +171,6 @@ func (c *initContent) make() ([]byte, error) {
 		Resumed: r.Resumed, Entropy: r.Entropy, Hostname: r.Hostname, MachineID: r.MachineID,
 		Thaw: r.Thaw && fresh,
 	})
-}
-
-// clockOffset is how far ahead of ours a clock is that showed header's nanoseconds of Unix time at the moment at.
-func clockOffset(header string, at time.Time) time.Duration {
-	nanos, err := strconv.ParseInt(header, 10, 64)
-	if err != nil {
-		return 0
-	}
-	return time.Unix(0, nanos).Sub(at.Round(0))
 }
 
 // bootTimesOf reads "init=1.5;envd=1.9;now=2.0", in seconds; what it does not understand stays zero.
