@@ -89,8 +89,8 @@ func pauseBoth(b *testing.B, s *harness.System, ours, raw apiclient.Sandbox, rou
 			continue
 		}
 		f.stages(pause(b, s, ours.SandboxID))
-		// What follows the commit is the stage at the end.
-		f.add("until-commit", f.last("total")-f.last("park"))
+		// What follows the commit are the stages at the end.
+		f.add("until-commit", f.last("total")-f.last("park")-f.last("store"))
 	}
 }
 
@@ -129,7 +129,7 @@ func resumeBoth(b *testing.B, s *harness.System, box apiclient.Sandbox, alone *b
 	boot := resume(b, s, box.SandboxID)
 	f.stages(boot.Stages)
 	f.add("total", boot.TotalMs)
-	f.add("until-vcpus", boot.TotalMs-f.last("guest")-f.last("running"))
+	f.add("until-vcpus", boot.TotalMs-f.last("guest")-f.last("running")-f.last("store"))
 	dir := boxDir(s, box.SandboxID)
 	memory := filepath.Join(dir, "memory.flat")
 	if _, err := os.Stat(memory); err != nil {

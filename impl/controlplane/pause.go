@@ -14,6 +14,9 @@ import (
 // standard's (W3C Server Timing), so browsers show it too.
 const headerServerTiming = "Server-Timing"
 
+// stageStore is when the store takes in what an agent has done; the stages before it are the agent's.
+const stageStore = "store"
+
 // pause stops a sandbox and keeps its memory and disk, or its disk alone.
 func (s *server) pause(w http.ResponseWriter, r *http.Request) error {
 	begin := time.Now()
@@ -46,6 +49,7 @@ func (s *server) pause(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return s.forget(ctx, id, err)
 	}
+	storing := time.Now()
 	_, err = s.modify(ctx, id, func(sb *store.Sandbox) {
 		sb.State, sb.FilesOnly = store.Paused, filesOnly
 		if !paused.PausedAt.IsZero() {
@@ -55,6 +59,7 @@ func (s *server) pause(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	phases = append(phases, agentclient.Stage{Name: stageStore, Duration: time.Since(storing)})
 	s.cfg.Logger.InfoContext(ctx, "sandbox paused", "sandbox", id, "files only", filesOnly, "took", time.Since(begin), "phases", phases)
 	setTimings(w, phases, time.Since(begin))
 	w.WriteHeader(http.StatusNoContent)

@@ -25,7 +25,7 @@ func TestU01_PauseAndConnect(t *testing.T) {
 	id := made.SandboxID
 	r := p.do("POST", "/sandboxes/"+id+"/pause", "{}")
 	require.Equal(t, http.StatusNoContent, r.code, r.body)
-	assert.Regexp(t, `^freeze;dur=1\.500, memory;dur=3\.000, total;dur=\d+\.\d{3}$`, r.header.Get("Server-Timing"))
+	assert.Regexp(t, `^freeze;dur=1\.500, memory;dur=3\.000, store;dur=\d+\.\d{3}, total;dur=\d+\.\d{3}$`, r.header.Get("Server-Timing"))
 	assert.Equal(t, isPaused, a.state(id))
 	assert.Equal(t, store.Paused, p.detail(id).State)
 	assert.Contains(t, p.do("POST", "/sandboxes/"+id+"/pause", nil).refused(t, http.StatusConflict), "paused already")
@@ -38,7 +38,7 @@ func TestU01_PauseAndConnect(t *testing.T) {
 	assert.Equal(t, made.EnvdAccessToken, sb.EnvdAccessToken)
 	assert.Equal(t, id, sb.SandboxID)
 	assert.Equal(t, "restored", sb.Wrenn.BootPath)
-	assert.Equal(t, []bootStage{{"disk", 1.5}, {"load", 3}}, sb.Wrenn.Stages)
+	assert.Equal(t, []bootStage{{"disk", 1.5}, {"load", 3}, {stageStore, sb.Wrenn.Stages[2].Ms}}, sb.Wrenn.Stages)
 	assert.Equal(t, isRunning, a.state(id))
 	detail := p.detail(id)
 	assert.Equal(t, store.Running, detail.State)

@@ -127,10 +127,12 @@ func (s *server) wakeOnce(ctx context.Context, agent *agentclient.Client, row st
 	if err != nil {
 		return woken{}, s.forget(ctx, row.ID, err)
 	}
+	storing := time.Now()
 	row, err = s.modify(ctx, row.ID, func(sb *store.Sandbox) {
 		sb.State, sb.FilesOnly = store.Running, false
 		follow(sb, made)
 	})
+	phases = append(phases, agentclient.Stage{Name: stageStore, Duration: time.Since(storing)})
 	if err != nil || !resumed {
 		return woken{row: row}, err
 	}
