@@ -24,9 +24,11 @@ import (
 // of the process to the answer of PATCH /vm Resumed), and "alone-answer" goes on until that guest's daemon answers,
 // without which nobody can use it yet.
 //
-// "added" is what Wrenn's call takes longer than the VMM's own, in percent of that. Two parts of Wrenn's calls end where
+// "added" is what Wrenn's call takes longer than the VMM's own, in percent of that. Parts of Wrenn's calls end where
 // the VMM's do: "until-commit" when the pause is durable, after which the host's resources are given back, and
-// "until-vcpus" when the restored machine's processors run, after which its guest wakes. Times of stages overlap.
+// "until-vcpus" when the restored machine's processors run, after which its guest wakes. "writing" begins where the VMM's
+// does, too: it is until-commit without the journal and without the guest's getting ready ("intent", "freeze"), for which
+// the VMM's calls have nothing. Times of stages overlap.
 func BenchmarkPause(b *testing.B) {
 	b.Run("disk=copy", func(b *testing.B) { benchmarkPause(b, start(b)) })
 	b.Run("disk=reflink", func(b *testing.B) {
@@ -69,6 +71,7 @@ func benchmarkPause(b *testing.B, s *harness.System) {
 				b.ReportMetric(of.added("total", "alone"), name+"-added-percent")
 			}
 			b.ReportMetric(paused.added("until-commit", "alone"), "pause-until-commit-added-percent")
+			b.ReportMetric(paused.added("writing", "alone"), "pause-writing-added-percent")
 			b.ReportMetric(resumed.added("until-vcpus", "alone"), "resume-until-vcpus-added-percent")
 			b.ReportMetric(resumed.added("total", "alone-answer"), "resume-added-to-answer-percent")
 			figures{}.report(b)
@@ -91,6 +94,7 @@ func pauseBoth(b *testing.B, s *harness.System, ours, raw apiclient.Sandbox, rou
 		f.stages(pause(b, s, ours.SandboxID))
 		// What follows the commit are the stages at the end.
 		f.add("until-commit", f.last("total")-f.last("park")-f.last("store"))
+		f.add("writing", f.last("until-commit")-f.last("intent")-f.last("freeze"))
 	}
 }
 

@@ -105,7 +105,7 @@ func (m *memoryPart) Describe(ctx context.Context, dir string, n int, layer sand
 	if want := int64(layer.MemoryMiB) << 20; header.MemorySize != want {
 		return fmt.Errorf("%s has %d bytes, and the guest %d", path, header.MemorySize, want)
 	}
-	return memfile.WriteHeader(path, header)
+	return memfile.CreateHeader(path, header) // the seal of the snapshot syncs it
 }
 
 // Verify compares everything that is not known to be right, unless a page server will: it compares what it reads, when

@@ -245,6 +245,24 @@ func WriteHeader(path string, h *Header) error {
 	return atomicfile.Write(path+HeaderSuffix, b, 0o600)
 }
 
+// CreateHeader puts the header of the data file at path beside it, where there is none, without waiting for the disk: for
+// a directory that is made durable as a whole, files and names, before anybody relies on it.
+func CreateHeader(path string, h *Header) error {
+	b, err := h.Encode()
+	if err != nil {
+		return fmt.Errorf("write header of %s: %w", path, err)
+	}
+	f, err := os.OpenFile(path+HeaderSuffix, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return fmt.Errorf("write memory header: %w", err)
+	}
+	_, err = f.Write(b)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("write memory header: %w", errors.Join(err, os.Remove(f.Name())))
+	}
+	return nil
+}
+
 // maxHeader is the longest header file that can be right: every second page of the largest memory an extent.
 const maxHeader = fixedSize + (MaxMemory/PageSize/2+1)*(extentSize+sumSize) + sumSize
 

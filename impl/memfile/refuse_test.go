@@ -260,3 +260,14 @@ func TestS08_ADiffOfAnotherSizeIsNotDescribed(t *testing.T) {
 	_, err = Describe(done, f, nil)
 	require.ErrorIs(t, err, context.Canceled)
 }
+
+// TestCreateHeader writes what WriteHeader writes, and over nothing.
+func TestCreateHeader(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "m")
+	h := &Header{ID: NewID(), MemorySize: 4 * PageSize, Extents: []Extent{{PageSize, PageSize}}, Checksums: []uint32{7}}
+	require.NoError(t, CreateHeader(path, h))
+	got, err := ReadHeader(path)
+	require.NoError(t, err)
+	require.Equal(t, h, got)
+	require.ErrorIs(t, CreateHeader(path, h), os.ErrExist)
+}
