@@ -159,7 +159,7 @@ deps-bench: deps-test
 LONG ?=
 BENCH_PREFIX ?=
 BENCH_PACKAGES ?= ./bench ./bench/snapshots ./impl/...
-BENCH_TYPING := ^Benchmark(PTY|PTYReno|PTYBands|PTYSpare|Hops)$$
+BENCH_TYPING := ^Benchmark(PTY|PTYReno|PTYBands|PTYUnpaced|PTYSpare|Hops)$$
 BENCH_KEYS := $(if $(LONG),10000,600)
 BENCH_TIME := $(if $(LONG),10s,1s)
 BENCH_RESULTS := bench/results/$(shell date -u +%Y%m%dT%H%M%SZ)

@@ -60,11 +60,27 @@ func TestT07_DownloadsDelayTerminalsOnOneConnection(t *testing.T) {
 	assert.Greater(t, slow, slowEcho)
 }
 
+// TestT07_DownloadsYieldToTerminalsInAPlainQueue: while somebody types, what the same client is sent in bulk is held
+// back so that the slow link's queue stays short.
+func TestT07_DownloadsYieldToTerminalsInAPlainQueue(t *testing.T) {
+	for _, congestion := range []string{"", "reno"} {
+		echoBeside := func(unpaced bool) time.Duration {
+			g := ground.New(t, ground.Config{Congestion: congestion, Unpaced: unpaced})
+			took, err := beside(t, g, g.Slow(), ground.IsolatedWS, load.Flood, typing.Limit)
+			require.NoError(t, err)
+			return took
+		}
+		unpaced, paced := echoBeside(true), echoBeside(false)
+		t.Logf("p50: left to TCP %v, held back %v", unpaced, paced)
+		assert.Greater(t, unpaced-paced, queued, "downloads still make a terminal wait in the link's queue")
+	}
+}
+
 // TestT07_TerminalsPassDownloadsInAQueueWithBands: where the link's queue has bands, as most hosts' have, a terminal
 // does not wait for what is queued there.
 func TestT07_TerminalsPassDownloadsInAQueueWithBands(t *testing.T) {
 	echoBeside := func(bands bool) time.Duration {
-		g := ground.New(t, ground.Config{Congestion: "reno", Bands: bands})
+		g := ground.New(t, ground.Config{Congestion: "reno", Bands: bands, Unpaced: true})
 		took, err := beside(t, g, g.Slow(), ground.Isolated, load.Flood, typing.Limit)
 		require.NoError(t, err)
 		return took

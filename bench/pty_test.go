@@ -50,6 +50,17 @@ func BenchmarkPTYBands(b *testing.B) {
 	}
 }
 
+// BenchmarkPTYUnpaced is BenchmarkPTY on the slow link where what the client is sent in bulk is left to TCP: beside it,
+// the default shows what holding it back is worth.
+func BenchmarkPTYUnpaced(b *testing.B) {
+	g := ground.New(b, ground.Config{Unpaced: true})
+	for _, kind := range []load.Kind{load.Jupyter, load.Downloads, load.All} {
+		for _, d := range []ground.Design{ground.Isolated, ground.IsolatedWS} {
+			runPTY(b, g, g.Slow(), "-unpaced", d, kind)
+		}
+	}
+}
+
 // BenchmarkPTYSpare is BenchmarkPTY where the guest may send half as much as by default, which leaves two processors
 // some time: beside it, the default shows what is the processors' share and what the way's.
 func BenchmarkPTYSpare(b *testing.B) {

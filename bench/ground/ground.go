@@ -65,6 +65,8 @@ type Config struct {
 	Bands bool
 	// Egress is what the guest may send in bytes per second; zero for the agent's default, which uses two processors up.
 	Egress int
+	// Unpaced leaves what the client is sent in bulk to TCP alone.
+	Unpaced bool
 	// App is one of the templates of `make apps`, which the sandbox is made of, as a real VM whatever VMMEnv says.
 	App string
 }
@@ -120,7 +122,7 @@ func New(tb testing.TB, cfg Config) *Ground {
 	}
 	g.Cluster = harness.StartClusterWith(tb, harness.ClusterConfig{
 		Nodes: 1, AgentFlags: flags, Prepare: prepare,
-		ControlPlaneFlags: []string{"--proxy-listen", fmt.Sprintf("0.0.0.0:%d", proxyPort), "--api-listen", fmt.Sprintf("0.0.0.0:%d", apiPort)},
+		ControlPlaneFlags: []string{"--proxy-listen", fmt.Sprintf("0.0.0.0:%d", proxyPort), "--api-listen", fmt.Sprintf("0.0.0.0:%d", apiPort), fmt.Sprintf("--unpaced=%v", cfg.Unpaced)},
 	})
 	g.Client = harness.NewHost(tb, "client")
 	prepare(g.Client)

@@ -148,7 +148,7 @@ func (h *host) serve(ctx context.Context, listener net.Listener, finish func(con
 	server := transport.NewServer(h.proxy.Protect(h.cfg.Token, mux), transport.Proxy)
 	server.ErrorLog = slog.NewLogLogger(h.cfg.Logger.Handler(), slog.LevelDebug)
 	failed := make(chan error, 1)
-	go func() { failed <- server.Serve(transport.Listen(listener)) }()
+	go func() { failed <- server.Serve(transport.Listen(listener, nil)) }()
 	recovered := make(chan struct{})
 	go func() {
 		defer close(recovered)

@@ -41,6 +41,7 @@ func Command() *cobra.Command {
 	f.StringVar(&secret, "secret", "", "hex of 32 bytes or more, from which sandboxes' tokens are derived")
 	f.StringVar(&agent, "agents", "", "agents, separated by commas, each name=token@http://host:port")
 	f.DurationVar(&cfg.ReconcileInterval, "reconcile", DefaultReconcileInterval, "pause between two comparisons with the agents")
+	f.BoolVar(&cfg.Unpaced, "unpaced", false, "let what a client is sent in bulk fill its link's queue while somebody types at a terminal there")
 	cmd.PersistentFlags().StringVar(&cfg.Database, "database", "", "path of the SQLite file")
 	cmd.AddCommand(newKeyCommand(&cfg.Database))
 	return cmd

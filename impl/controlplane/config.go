@@ -46,6 +46,9 @@ type Config struct {
 	ReconcileInterval time.Duration
 	// Sessions are the times of terminals and programs by WebSocket; zero means the defaults.
 	Sessions session.Clocks
+	// Unpaced leaves what clients are sent in bulk to TCP alone, even while it makes their terminals wait; see
+	// transport.Pacer.
+	Unpaced bool
 	// Ready, if set, is called once both listeners accept connections.
 	Ready  func(Addresses)
 	Logger *slog.Logger

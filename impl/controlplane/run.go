@@ -94,8 +94,13 @@ func (s *server) run(ctx context.Context) error {
 	defer cancel(nil)
 	s.life = ctx
 	var wg sync.WaitGroup
-	wg.Go(func() { cancel(serve(apiServer, api)) })
-	wg.Go(func() { cancel(serve(proxyServer, proxy)) })
+	var pacer *transport.Pacer
+	if !s.cfg.Unpaced {
+		pacer = transport.NewPacer() // of both doors: a client's terminals may come by one, and its bulk by the other
+		wg.Go(func() { pacer.Run(ctx) })
+	}
+	wg.Go(func() { cancel(serve(apiServer, api, pacer)) })
+	wg.Go(func() { cancel(serve(proxyServer, proxy, pacer)) })
 	for _, a := range s.agents {
 		wg.Go(func() { s.reconcileLoop(ctx, a) })
 	}
@@ -126,8 +131,8 @@ func (s *server) httpServer(ctx context.Context, h http.Handler, kind transport.
 }
 
 // serve returns why it ended, or nil if it was told to.
-func serve(srv *http.Server, l net.Listener) error {
-	if err := srv.Serve(transport.Listen(l)); !errors.Is(err, http.ErrServerClosed) {
+func serve(srv *http.Server, l net.Listener, p *transport.Pacer) error {
+	if err := srv.Serve(transport.Listen(l, p)); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve %s: %w", l.Addr(), err)
 	}
 	return nil

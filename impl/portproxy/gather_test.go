@@ -46,7 +46,7 @@ func TestAPieceOfUnknownLengthLeavesInOneWrite(t *testing.T) {
 	srv := transport.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ts.pass(proxy, nil, w, r, func() {})
 	}), transport.Proxy)
-	go func() { _ = srv.Serve(transport.Listen(l)) }()
+	go func() { _ = srv.Serve(transport.Listen(l, nil)) }()
 	defer srv.Close()
 
 	var client net.Conn

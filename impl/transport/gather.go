@@ -11,16 +11,22 @@ const gatherBytes = 37 << 10
 
 var gathers = sync.Pool{New: func() any { return new([gatherBytes]byte) }}
 
-// Listen returns l with connections that a Gather can hold back. Without it a Gather does nothing.
-func Listen(l net.Listener) net.Listener { return listener{l} }
+// Listen returns l with connections that a Gather can hold back, which without it does nothing, and that p, if it is
+// not nil, paces.
+func Listen(l net.Listener, p *Pacer) net.Listener { return listener{l, p} }
 
-type listener struct{ net.Listener }
+type listener struct {
+	net.Listener
+	pacer *Pacer
+}
 
 // Accept waits for the next connection.
 func (l listener) Accept() (net.Conn, error) {
 	c, err := l.Listener.Accept()
 	if tcp, ok := c.(*net.TCPConn); ok {
-		c = &served{TCPConn: tcp}
+		s := &served{TCPConn: tcp}
+		s.forget = l.pacer.watch(s)
+		c = s
 	}
 	return c, err
 }

@@ -32,7 +32,7 @@ func serveGathered(t *testing.T, handler http.HandlerFunc) string {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	srv := NewServer(handler, Proxy)
-	go func() { _ = srv.Serve(Listen(l)) }()
+	go func() { _ = srv.Serve(Listen(l, nil)) }()
 	t.Cleanup(func() { assert.NoError(t, srv.Close()) })
 	return "http://" + l.Addr().String()
 }
@@ -102,7 +102,7 @@ func TestAGatheredWriteThatFailsIsTold(t *testing.T) {
 	client, err := net.Dial("tcp", l.Addr().String())
 	require.NoError(t, err)
 	defer client.Close()
-	accepted, err := Listen(l).Accept()
+	accepted, err := Listen(l, nil).Accept()
 	require.NoError(t, err)
 	conn := accepted.(*served)
 	g := &Gather{conn}

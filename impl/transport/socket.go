@@ -64,11 +64,18 @@ type connKey struct{}
 type served struct {
 	*net.TCPConn
 	marked atomic.Bool
+	forget func() // takes it from its Pacer
 
 	mu     sync.Mutex
 	held   *[gatherBytes]byte // set while writes are held back
 	holds  int                // bytes of held
 	failed error              // of what was held back
+}
+
+// Close closes the connection.
+func (c *served) Close() error {
+	c.forget()
+	return c.TCPConn.Close()
 }
 
 // accepted prepares a server's new connection and keeps it for PreferLatency and GatherOf. A connection that cannot be
@@ -80,7 +87,7 @@ func accepted(options []option) func(context.Context, net.Conn) context.Context 
 		}
 		own, ok := c.(*served)
 		if tcp, plain := c.(*net.TCPConn); plain {
-			own, ok = &served{TCPConn: tcp}, true
+			own, ok = &served{TCPConn: tcp, forget: func() {}}, true
 		}
 		if !ok {
 			return ctx

@@ -1,0 +1,104 @@
+package transport
+
+import (
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+)
+
+// link is a bottleneck with a plain queue, looked at as a Pacer does: round trips come smoothed, and acknowledgements in
+// bunches.
+type link struct {
+	random   *rand.Rand
+	capacity float64 // bytes per second
+	holds    float64 // bytes that fit into the queue
+	queued   float64
+	smoothed time.Duration
+	now      time.Time
+	b        budget
+	rate     float64 // what may be sent
+	waits    []time.Duration
+	carried  float64
+}
+
+func newLink(capacity float64) *link {
+	return &link{random: rand.New(rand.NewPCG(1, 2)), capacity: capacity, holds: capacity / 20, now: time.Unix(1000, 0)}
+}
+
+// run sends so many bytes per second, as far as is allowed, beside others that do not care.
+func (l *link) run(d time.Duration, demand, others float64) {
+	l.waits, l.carried = nil, 0
+	for range d / pace {
+		l.now = l.now.Add(pace)
+		dt := pace.Seconds()
+		sends := demand
+		if l.rate > 0 {
+			sends = min(sends, l.rate)
+		}
+		in := (sends + others) * dt
+		l.queued += in
+		out := min(l.queued, l.capacity*dt)
+		l.queued = min(l.queued-out, l.holds)
+		ours := 0.0
+		if in > 0 {
+			ours = min(out*sends/(sends+others), out)
+		}
+		wait := time.Duration(l.queued / l.capacity * float64(time.Second))
+		l.waits = append(l.waits, wait)
+		l.carried += ours
+		l.smoothed += (wait - l.smoothed) / 3
+		l.rate = l.b.next(l.now, ours/dt*(0.6+0.8*l.random.Float64()), l.smoothed)
+	}
+}
+
+// long is the part of the looks at which the queue was longer than is acted upon.
+func (l *link) long() float64 {
+	n := 0
+	for _, w := range l.waits {
+		if w > longQueue {
+			n++
+		}
+	}
+	return float64(n) / float64(len(l.waits))
+}
+
+func (l *link) used(d time.Duration) float64 { return l.carried / (l.capacity * d.Seconds()) }
+
+// TestT07_TheQueueStaysShortAndTheLinkBusy at speeds from a DSL line's to a server's.
+func TestT07_TheQueueStaysShortAndTheLinkBusy(t *testing.T) {
+	for _, mbit := range []float64{2, 20, 100, 1000, 10000} {
+		l := newLink(mbit * 125e3)
+		l.run(2*time.Second, 10*l.capacity, 0)
+		assert.Less(t, l.long(), 0.6, "%v Mbit/s: the queue that was there drains", mbit)
+		l.run(30*time.Second, 10*l.capacity, 0)
+		assert.Less(t, l.long(), 0.05, "%v Mbit/s", mbit)
+		assert.Greater(t, l.used(30*time.Second), 0.8, "%v Mbit/s", mbit)
+
+		l.capacity /= 3 // a radio's, from one moment to the next
+		l.run(5*time.Second, 10*l.capacity, 0)
+		l.run(20*time.Second, 10*l.capacity, 0)
+		assert.Less(t, l.long(), 0.3, "%v Mbit/s: slower", mbit)
+		l.capacity *= 3
+		l.run(20*time.Second, 10*l.capacity, 0)
+		l.run(20*time.Second, 10*l.capacity, 0)
+		assert.Greater(t, l.used(20*time.Second), 0.75, "%v Mbit/s: as fast as before", mbit)
+	}
+}
+
+// TestT07_WhoFillsNoQueueIsNotHeldBack, nor who suffers from others' queue for more than a while.
+func TestT07_WhoFillsNoQueueIsNotHeldBack(t *testing.T) {
+	l := newLink(12.5e6)
+	l.run(10*time.Second, 0.9*l.capacity, 0)
+	assert.Zero(t, l.rate)
+	l.run(60*time.Second, 0.5*l.capacity, 2*l.capacity)
+	free := 0
+	for range 20 {
+		l.run(time.Second, 0.5*l.capacity, 2*l.capacity)
+		if l.rate == 0 {
+			free++
+		}
+	}
+	assert.Greater(t, free, 10, "seconds of 20 that it is let alone in")
+}
