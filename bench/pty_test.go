@@ -19,8 +19,9 @@ import (
 // the thousandth key; and 5 s without an echo is a terminal that a user has given up.
 var typing = echo.Config{Interval: 5 * time.Millisecond, Limit: 5 * time.Second}
 
-// settle is how long a load runs before it is measured beside: queues are full by then.
-const settle = time.Second
+// settle is how long a load runs before it is measured beside: queues are full by then, and what is done about them
+// has been done.
+const settle = 2 * time.Second
 
 // BenchmarkPTY measures how long a keystroke takes to come back, by each design, beside each load, over each
 // link. Keys are typed at their pace whether or not earlier ones have come back.

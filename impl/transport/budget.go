@@ -49,12 +49,11 @@ type budget struct {
 // next says what may be sent until the next look, in bytes per second, 0 being no bound: at now, with so much having
 // arrived per second since the last look, and a queue of that length in time.
 func (b *budget) next(now time.Time, arrived float64, queue time.Duration) float64 {
-	if both := (arrived + b.before) / 2; both > 2*b.arrives {
-		b.arrives = both // it has just begun
-	} else {
-		b.arrives += smooth * (arrived - b.arrives)
-	}
+	both := (arrived + b.before) / 2
 	b.before = arrived
+	if b.arrives += smooth * (arrived - b.arrives); both > 2*b.arrives {
+		b.arrives = both // it has just begun
+	}
 	if queue > longQueue {
 		b.long++
 	} else {
@@ -64,7 +63,8 @@ func (b *budget) next(now time.Time, arrived float64, queue time.Duration) float
 		if b.long < 2 || now.Before(b.until) {
 			return 0
 		}
-		b.capacity, b.rate, b.long = b.arrives, firstCut*b.arrives, 0
+		b.capacity, b.long = max(both, b.arrives), 0 // rather too much, which a queue corrects at once
+		b.rate = firstCut * b.capacity
 		return b.rate
 	}
 	b.capacity = max(b.arrives, b.capacity*(1-forgets))
