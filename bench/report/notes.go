@@ -26,7 +26,8 @@ connections fill it. "ssh" and "ssh-second" carry the whole load in one flow, wh
 the kernel bounds (TCP small queues), so that they seem faster here than they would with the bottleneck elsewhere;
 "ssh-own" has a connection of its own beside the same load as the isolated designs, and ends on the control plane's host;
 "ssh-hops" has one over as many hops, by relays that carry nothing else, to OpenSSH in the guest. No socket option passes a plain
-queue: compare isolated there with tcp-hops and ssh-hops. In a queue with bands (100mbit-bands: pfifo_fast behind the
+queue; but beside a terminal in use the control plane holds back what it sends to the same client in bulk, so that the
+queue stays short. "100mbit-unpaced" is the same with that turned off. In a queue with bands (100mbit-bands: pfifo_fast behind the
 same limit) a socket's priority counts. The isolated designs and OpenSSH set it, tcp-hops does not, and for a shared
 connection it would be of no use. A queue per flow (fq_codel, as most Linux routers have) would let a separate terminal pass too.
 `
