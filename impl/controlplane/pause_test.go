@@ -38,6 +38,8 @@ func TestU01_PauseAndConnect(t *testing.T) {
 	assert.Equal(t, made.EnvdAccessToken, sb.EnvdAccessToken)
 	assert.Equal(t, id, sb.SandboxID)
 	assert.Equal(t, "restored", sb.Wrenn.BootPath)
+	require.Len(t, sb.Wrenn.Stages, 3)
+	assert.Positive(t, sb.Wrenn.Stages[2].Ms)
 	assert.Equal(t, []bootStage{{"disk", 1.5}, {"load", 3}, {stageStore, sb.Wrenn.Stages[2].Ms}}, sb.Wrenn.Stages)
 	assert.Equal(t, isRunning, a.state(id))
 	detail := p.detail(id)
