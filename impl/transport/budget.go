@@ -8,12 +8,12 @@ const (
 	// pace is how often is looked: acknowledgements smooth a round trip over 8 samples, so that a change of the queue
 	// shows within some 50 ms.
 	pace = 50 * time.Millisecond
-	// shortQueue is what the queue is to be, in time: a tenth of what a person who types begins to feel, and twice
-	// what a token bucket of 32 KiB takes at 100 Mbit/s, which is there whatever is sent.
-	shortQueue = 5 * time.Millisecond
+	// shortQueue is the most that the queue is to be, in time: a twentieth of what a person who types begins to feel, and
+	// a little more than what a token bucket of 32 KiB takes at 100 Mbit/s, which is there whatever is sent.
+	shortQueue = 3 * time.Millisecond
 	// longQueue is what is acted upon when it lasts for two looks. Round trips over a network without a queue differ
 	// by less, also on a busy machine.
-	longQueue = 10 * time.Millisecond
+	longQueue = 8 * time.Millisecond
 	// firstCut leaves the link a part in which the queue that is there drains.
 	firstCut = 0.8
 	// gain is how much of the capacity is given or taken for good per look, and lean how much for the moment, which
@@ -24,11 +24,16 @@ const (
 	// busy is the part of the capacity below which what arrives shows that no queue can be standing any more, whatever
 	// smoothed round trips say.
 	busy = 0.7
-	// least and most bound what is sent, in parts of the capacity that was seen.
-	least, most = 0.5, 1.1
-	// forgets is how much of the capacity is forgotten per look: half in 35 s. learns is how much of it is corrected by
-	// what arrives through a queue.
-	forgets, learns = 0.001, 0.1
+	// least and rests bound what is sent, in parts of the capacity that was seen: at rests no queue forms. Whether the
+	// link has become faster shows only beyond it, so for that up to beyond is sent until there is a queue. tries
+	// after the last one that is tried again.
+	least, rests, beyond = 0.5, 0.95, 1.1
+	tries                = 5 * time.Second
+	// makes is the part of the capacity beyond which a queue is of our making, not one that drains or others'.
+	makes = 0.9
+	// forgets is how much of the capacity is forgotten per look without a queue: half in 3 minutes, so that what is sent
+	// between two tries does not follow its own bound down. learns is how much of it is corrected by what arrives through a queue.
+	forgets, learns = 0.0002, 0.1
 	// After slower looks in a row with a long queue the link has become slower. After inVain of them the queue is not
 	// ours, and for holdOff nothing is held back.
 	slower, inVain, holdOff = 30, 60, 5 * time.Second
@@ -43,6 +48,7 @@ type budget struct {
 	arrives  float64   // in bytes per second, smoothed
 	before   float64   // what arrived at the look before
 	long     int       // looks in a row with a long queue, since the first cut
+	queued   time.Time // when there last was a queue of our making
 	until    time.Time // there is no bound until then
 }
 
@@ -67,26 +73,38 @@ func (b *budget) next(now time.Time, arrived float64, queue time.Duration) float
 		b.rate = firstCut * b.capacity
 		return b.rate
 	}
-	b.capacity = max(b.arrives, b.capacity*(1-forgets))
+	queued := queue > shortQueue
+	if !queued {
+		b.capacity *= 1 - forgets
+	}
+	b.capacity = max(b.arrives, b.capacity)
 	full := b.arrives > busy*b.capacity
-	if b.long > 0 && full || b.long > slower {
+	ours := queued && b.rate > makes*b.capacity
+	if ours {
+		b.queued = now
+	}
+	if b.long > 0 && full || b.long > slower || ours {
 		b.capacity += learns * (b.arrives - b.capacity) // a link with a queue carries all that it can
 	}
 	if b.long >= inVain {
 		*b = budget{until: now.Add(holdOff)}
 		return 0
 	}
-	off := max(float64(shortQueue-queue)/float64(shortQueue), steepest)
+	target, most := shortQueue, rests*b.capacity
+	if now.Sub(b.queued) > tries {
+		target, most = 2*shortQueue, beyond*b.capacity // so that it ends with a queue
+	}
+	off := max(float64(target-queue)/float64(target), steepest)
 	if off < 0 && full || off > 0 && b.arrives > b.rate/2 { // else the bound makes no difference
 		step := gain * off * b.capacity
-		if off > 0 && b.rate < firstCut*b.capacity {
+		if off > 0 && b.rate < rests*b.capacity {
 			step *= regains
 		}
 		b.rate += step
 	}
-	b.rate = min(max(b.rate, least*b.capacity), most*b.capacity)
+	b.rate = min(max(b.rate, least*b.capacity), most)
 	if off < 0 && !full {
 		return b.rate
 	}
-	return b.rate * (1 + lean*off)
+	return min(b.rate*(1+lean*off), most)
 }

@@ -74,14 +74,14 @@ func (c *served) Write(p []byte) (int, error) {
 		if err != nil {
 			return 0, err
 		}
-		return c.TCPConn.Write(p)
+		return c.send(p)
 	}
 	defer c.mu.Unlock()
 	if len(p) > len(c.held)-c.holds {
 		if c.release(); c.failed != nil {
 			return 0, c.failed
 		}
-		return c.TCPConn.Write(p)
+		return c.send(p)
 	}
 	c.holds += copy(c.held[c.holds:], p)
 	return len(p), nil
@@ -93,7 +93,7 @@ func (c *served) release() {
 		return
 	}
 	if c.holds > 0 && c.failed == nil {
-		_, c.failed = c.TCPConn.Write(c.held[:c.holds])
+		_, c.failed = c.send(c.held[:c.holds])
 	}
 	gathers.Put(c.held)
 	c.held, c.holds = nil, 0

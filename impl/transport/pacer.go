@@ -270,6 +270,7 @@ func (m *meter) holdBack(s *served, level float64) {
 	if level > 0 {
 		rate = min(int(level), unbound-1)
 	}
+	s.piece.Store(pieceOf(level))
 	setOn(s.TCPConn, []option{{unix.SOL_SOCKET, unix.SO_MAX_PACING_RATE, rate}})
 }
 

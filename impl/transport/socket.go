@@ -64,7 +64,8 @@ type connKey struct{}
 type served struct {
 	*net.TCPConn
 	marked atomic.Bool
-	forget func() // takes it from its Pacer
+	forget func()       // takes it from its Pacer
+	piece  atomic.Int64 // the most bytes that the kernel may send at once; 0 is as many as it likes
 
 	mu     sync.Mutex
 	held   *[gatherBytes]byte // set while writes are held back
