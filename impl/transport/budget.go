@@ -16,8 +16,8 @@ const (
 	longQueue = 8 * time.Millisecond
 	// firstCut leaves the link a part in which the queue that is there drains.
 	firstCut = 0.8
-	// gain is how much of the capacity is given or taken for good per look, and lean how much for the moment, which
-	// damps the swinging of the former. Both are for an empty queue, and grow as it is too long up to steepest times.
+	// gain is how much of the capacity is given or taken for good per look. It is for an empty queue, and grows as it is
+	// too long up to steepest times. lean is how much more is then taken for the moment, which damps the swinging.
 	gain, lean, steepest = 0.006, 0.05, -8
 	// regains is how much faster is given again what was there before.
 	regains = 4
@@ -106,5 +106,5 @@ func (b *budget) next(now time.Time, arrived float64, queue time.Duration) float
 	if off < 0 && !full {
 		return b.rate
 	}
-	return min(b.rate*(1+lean*off), most)
+	return b.rate * (1 + lean*min(off, 0))
 }
