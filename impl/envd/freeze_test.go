@@ -123,3 +123,29 @@ func TestS05_ControlRoutesNeedTheTokenAndCheckWhatTheyGet(t *testing.T) {
 		assert.Equal(t, http.StatusBadRequest, d.post("/init", "other", body).StatusCode, body)
 	}
 }
+
+// BenchmarkFreeze is what a pause asks of the daemon, from the connect to the answer, where its code and the kernel's are
+// not emulated: with a process to stop, by a control group where this machine has one to give, and nothing to write.
+func BenchmarkFreeze(b *testing.B) {
+	group := filepath.Join("/sys/fs/cgroup", "wrenn-bench")
+	by := "group"
+	if os.Mkdir(group, 0o755) != nil {
+		group, by = "", "signals"
+	} else if _, err := os.Stat(filepath.Join(group, "cgroup.freeze")); err != nil {
+		require.NoError(b, os.Remove(group))
+		group, by = "", "signals"
+	} else {
+		b.Cleanup(func() { assert.NoError(b, os.Remove(group)) })
+	}
+	d := start(b, func(c *Config) { c.Cgroups = group })
+	_, _ = d.started(b.Context(), shell("while :; do sleep 0.01; done"))
+	b.Run("by="+by, func(b *testing.B) {
+		for b.Loop() {
+			d.http.CloseIdleConnections()
+			require.Equal(b, http.StatusNoContent, d.post("/freeze", "", "").StatusCode)
+			b.StopTimer()
+			require.Equal(b, http.StatusNoContent, d.post("/unfreeze", "", "").StatusCode)
+			b.StartTimer()
+		}
+	})
+}

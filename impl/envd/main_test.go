@@ -30,7 +30,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // running is a daemon in this process and clients of it.
 type running struct {
-	t     *testing.T
+	t     testing.TB
 	addr  string
 	base  string
 	http  *http.Client
@@ -57,7 +57,7 @@ func (s *syncBuffer) String() string {
 	return s.b.String()
 }
 
-func start(t *testing.T, change func(*Config)) *running {
+func start(t testing.TB, change func(*Config)) *running {
 	t.Helper()
 	r := &running{t: t, log: &syncBuffer{}}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -130,7 +130,7 @@ func (r reply) requireError(t *testing.T, status int, contains string) {
 	assert.Contains(t, body.Message, contains)
 }
 
-func within(t *testing.T) context.Context {
+func within(t testing.TB) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), deadline)
 	t.Cleanup(cancel)
