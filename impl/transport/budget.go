@@ -34,8 +34,8 @@ const (
 	// forgets is how much of the capacity is forgotten per look without a queue: half in 3 minutes, so that what is sent
 	// between two tries does not follow its own bound down. learns is how much of it is corrected by what arrives through a queue.
 	forgets, learns = 0.0002, 0.1
-	// After slower looks in a row with a long queue the link has become slower. After inVain of them the queue is not
-	// ours, and for holdOff nothing is held back.
+	// After slower looks in a row with a long queue the link has become slower. After inVain of them, or twice as many
+	// with any, the queue is not ours, and for holdOff nothing is held back.
 	slower, inVain, holdOff = 30, 60, 5 * time.Second
 	// smooth is the part of one look in what is taken to arrive: acknowledgements come in bunches.
 	smooth = 0.2
@@ -48,6 +48,7 @@ type budget struct {
 	arrives  float64   // in bytes per second, smoothed
 	before   float64   // what arrived at the look before
 	long     int       // looks in a row with a long queue, since the first cut
+	stands   int       // looks in a row with a queue
 	queued   time.Time // when there last was a queue of our making
 	until    time.Time // there is no bound until then
 }
@@ -74,7 +75,8 @@ func (b *budget) next(now time.Time, arrived float64, queue time.Duration) float
 		return b.rate
 	}
 	queued := queue > shortQueue
-	if !queued {
+	if b.stands++; !queued {
+		b.stands = 0
 		b.capacity *= 1 - forgets
 	}
 	b.capacity = max(b.arrives, b.capacity)
@@ -86,7 +88,7 @@ func (b *budget) next(now time.Time, arrived float64, queue time.Duration) float
 	if b.long > 0 && full || b.long > slower || ours {
 		b.capacity += learns * (b.arrives - b.capacity) // a link with a queue carries all that it can
 	}
-	if b.long >= inVain {
+	if b.long >= inVain || b.stands >= 2*inVain {
 		*b = budget{until: now.Add(holdOff)}
 		return 0
 	}

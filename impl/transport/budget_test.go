@@ -22,6 +22,8 @@ type link struct {
 	waits    []time.Duration
 	carried  float64
 	unseen   float64 // of carried, what is acknowledged later
+	even     bool    // acknowledgements come at once
+	jitter   time.Duration
 }
 
 func newLink(capacity float64) *link {
@@ -52,8 +54,11 @@ func (l *link) run(d time.Duration, demand, others float64) {
 		l.smoothed += (wait - l.smoothed) / 3
 		l.unseen += ours
 		seen := l.unseen * (0.6 + 0.4*l.random.Float64())
+		if l.even {
+			seen = l.unseen
+		}
 		l.unseen -= seen
-		l.rate = l.b.next(l.now, seen/dt, l.smoothed)
+		l.rate = l.b.next(l.now, seen/dt, l.smoothed+l.jitter)
 	}
 }
 
@@ -117,4 +122,28 @@ func TestT07_WhoFillsNoQueueIsNotHeldBack(t *testing.T) {
 		}
 	}
 	assert.Greater(t, free, 10, "seconds of 20 that it is let alone in")
+}
+
+// TestT07_ATryEndsWithItsQueue also where nothing comes by chance, and what was there before the first cut is given again
+// at once.
+func TestT07_ATryEndsWithItsQueue(t *testing.T) {
+	l := newLink(12.5e6)
+	l.even = true
+	l.run(2*time.Second, 10*l.capacity, 0)
+	l.run(2*time.Second, 10*l.capacity, 0)
+	assert.Greater(t, l.used(2*time.Second), 0.9)
+	l.run(60*time.Second, 10*l.capacity, 0)
+	assert.Greater(t, l.idle(), 0.85)
+	assert.Greater(t, l.used(60*time.Second), 0.9)
+}
+
+// TestT07_RoundTripsThatDifferByThemselves are no queue that could be shortened, and cost part of a link.
+func TestT07_RoundTripsThatDifferByThemselves(t *testing.T) {
+	l := newLink(12.5e6)
+	l.run(time.Second, 10*l.capacity, 0) // has made a queue once
+	l.jitter = (shortQueue + longQueue) / 2
+	for range 10 {
+		l.run(time.Minute, 10*l.capacity, 0)
+	}
+	assert.Greater(t, l.used(time.Minute), 0.6)
 }
