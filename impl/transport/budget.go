@@ -31,9 +31,9 @@ const (
 	tries                = 5 * time.Second
 	// makes is the part of the capacity beyond which a queue is of our making, not one that drains or others'.
 	makes = 0.9
-	// forgets is how much of the capacity is forgotten per look without a queue: half in 3 minutes, so that what is sent
-	// between two tries does not follow its own bound down. learns is how much of it is corrected by what arrives through a queue.
-	forgets, learns = 0.0002, 0.1
+	// learns is how much of the capacity is corrected per look by what arrives through a queue. forgets is how much of it
+	// is forgotten without one, half in 3 minutes: bunches make it look larger than it is.
+	learns, forgets = 0.1, 0.0002
 	// After slower looks in a row with a long queue the link has become slower. After inVain of them, or twice as many
 	// with any, the queue is not ours, and for holdOff nothing is held back.
 	slower, inVain, holdOff = 30, 60, 5 * time.Second
@@ -85,18 +85,18 @@ func (b *budget) next(now time.Time, arrived float64, queue time.Duration) float
 	if ours {
 		b.queued = now
 	}
-	if b.long > 0 && full || b.long > slower || ours {
+	if ours || b.long > slower {
 		b.capacity += learns * (b.arrives - b.capacity) // a link with a queue carries all that it can
 	}
 	if b.long >= inVain || b.stands >= 2*inVain {
 		*b = budget{until: now.Add(holdOff)}
 		return 0
 	}
-	target, most := shortQueue, rests*b.capacity
+	most := rests * b.capacity
 	if now.Sub(b.queued) > tries {
-		target, most = 2*shortQueue, beyond*b.capacity // so that it ends with a queue
+		most = beyond * b.capacity
 	}
-	off := max(float64(target-queue)/float64(target), steepest)
+	off := max(float64(shortQueue-queue)/float64(shortQueue), steepest)
 	if off < 0 && full || off > 0 && b.arrives > b.rate/2 { // else the bound makes no difference
 		step := gain * off * b.capacity
 		if off > 0 && b.rate < rests*b.capacity {

@@ -147,3 +147,21 @@ func TestT07_RoundTripsThatDifferByThemselves(t *testing.T) {
 	}
 	assert.Greater(t, l.used(time.Minute), 0.6)
 }
+
+// TestT07_WhatWasThereIsGivenAgainAtOnce: a deep cut is over in a second, and goes no deeper once what arrives shows that
+// the queue has gone, though round trips, which are smoothed, do not yet.
+func TestT07_WhatWasThereIsGivenAgainAtOnce(t *testing.T) {
+	now := time.Unix(1000, 0)
+	b := budget{rate: 0.6 * 12e6, capacity: 12e6, arrives: 0.6 * 12e6, queued: now}
+	rate := b.rate
+	for range 10 {
+		now = now.Add(pace)
+		rate = b.next(now, rate, 30*time.Millisecond)
+	}
+	assert.InEpsilon(t, 0.6*12e6, rate, 0.01)
+	for range 20 {
+		now = now.Add(pace)
+		rate = b.next(now, rate, 0)
+	}
+	assert.InEpsilon(t, rests*12e6, rate, 0.01)
+}
