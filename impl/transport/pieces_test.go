@@ -63,6 +63,7 @@ func TestT07_PiecesFailAsWholeWritesDo(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer l.Close()
+	much := make([]byte, 64<<20) // more than both ends have room for
 	for _, level := range []float64{0, 1e6} {
 		client, err := net.Dial("tcp", l.Addr().String())
 		require.NoError(t, err)
@@ -70,8 +71,8 @@ func TestT07_PiecesFailAsWholeWritesDo(t *testing.T) {
 		require.NoError(t, err)
 		conn := accepted.(*served)
 		(&meter{}).holdBack(conn, level)
-		require.NoError(t, conn.SetWriteDeadline(time.Now().Add(50*time.Millisecond)))
-		n, err := conn.Write(make([]byte, 64<<20)) // more than both ends have room for
+		require.NoError(t, conn.SetWriteDeadline(time.Now().Add(time.Second)))
+		n, err := conn.Write(much)
 		require.ErrorIs(t, err, os.ErrDeadlineExceeded)
 		assert.Positive(t, n, "what was sent before counts")
 
