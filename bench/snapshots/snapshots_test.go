@@ -71,8 +71,10 @@ func benchmarkPause(b *testing.B, s *harness.System) {
 				}
 				b.ReportMetric(of.added("total", "alone"), name+"-added-percent")
 			}
-			b.ReportMetric(paused.added("until-commit", "alone-durable"), "pause-until-commit-added-percent")
-			b.ReportMetric(paused.added("writing", "alone-durable"), "pause-writing-added-percent")
+			for _, part := range []string{"until-commit", "writing"} {
+				b.ReportMetric(paused.added(part, "alone"), "pause-"+part+"-added-percent")
+				b.ReportMetric(paused.added(part, "alone-durable"), "pause-"+part+"-added-to-durable-percent")
+			}
 			b.ReportMetric(resumed.added("until-vcpus", "alone"), "resume-until-vcpus-added-percent")
 			b.ReportMetric(resumed.added("total", "alone-answer"), "resume-added-to-answer-percent")
 			figures{}.report(b)

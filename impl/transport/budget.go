@@ -8,7 +8,7 @@ const (
 	// pace is how often is looked: acknowledgements smooth a round trip over 8 samples, so that a change of the queue
 	// shows within some 50 ms.
 	pace = 50 * time.Millisecond
-	// shortQueue is the most that the queue is to be, in time: a twentieth of what a person who types begins to feel, and
+	// shortQueue is the most that the queue is to be, in time: less than a tenth of what a person who types begins to feel, and
 	// a little more than what a token bucket of 32 KiB takes at 100 Mbit/s, which is there whatever is sent.
 	shortQueue = 3 * time.Millisecond
 	// longQueue is what is acted upon when it lasts for two looks. Round trips over a network without a queue differ

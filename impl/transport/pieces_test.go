@@ -34,15 +34,24 @@ func TestT07_WhatIsHeldBackIsSentInPieces(t *testing.T) {
 
 	m := &meter{}
 	var want []byte
-	write := func(level float64) (segments int) {
+	write := func(level float64, gathered ...int) (segments int) {
 		m.holdBack(conn, level)
 		part := make([]byte, 256<<10)
 		_, _ = rand.Read(part)
 		want = append(want, part...)
 		before := tcpInfo(conn.TCPConn)
-		n, err := conn.Write(part)
+		rest, gather := part, &Gather{conn}
+		for _, size := range gathered {
+			gather.Begin()
+			n, err := conn.Write(rest[:size])
+			require.NoError(t, err)
+			require.Equal(t, size, n)
+			rest = rest[size:]
+			gather.End()
+		}
+		n, err := conn.Write(rest)
 		require.NoError(t, err)
-		require.Equal(t, len(part), n)
+		require.Equal(t, len(rest), n)
 		var after *unix.TCPInfo
 		require.Eventually(t, func() bool {
 			after = tcpInfo(conn.TCPConn)
@@ -53,6 +62,9 @@ func TestT07_WhatIsHeldBackIsSentInPieces(t *testing.T) {
 	assert.Less(t, write(0), 30)
 	assert.GreaterOrEqual(t, write(1e6), 256<<10/leastPiece)
 	assert.GreaterOrEqual(t, write(8e6), 256<<10/8000)
+	const half = gatherBytes / 2 // is held until its end; what is larger than there is room for is not
+	assert.GreaterOrEqual(t, write(1e6, half, half, half, half, half, half), 256<<10/leastPiece)
+	assert.GreaterOrEqual(t, write(1e6, 2*gatherBytes, 2*gatherBytes), 256<<10/leastPiece)
 	assert.Less(t, write(0), 30)
 	require.NoError(t, conn.CloseWrite())
 	assert.True(t, bytes.Equal(want, <-got), "what arrived is not what was sent")
