@@ -46,12 +46,19 @@ func (m *Manager) dir(id string) string { return filepath.Join(m.cfg.Dir, id) }
 // writeJournal makes the sandbox's present state durable.
 func (m *Manager) writeJournal(s *owned) error { return m.write(s.journal()) }
 
-// writeJournalOf is writeJournal for a sandbox that is being written into the snapshot target.
-func (m *Manager) writeJournalOf(s *owned, target string) error {
+// putJournalOf is writeJournal for a sandbox that is being written into the snapshot target: known to the next life of
+// the agent at once, and durable once syncJournal has returned.
+func (m *Manager) putJournalOf(s *owned, target string) error {
 	j := s.journal()
 	j.Target = target
-	return m.write(j)
+	data, err := j.encode()
+	if err != nil {
+		return err
+	}
+	return atomicfile.Put(m.path(s, journalName), data, 0o600)
 }
+
+func (m *Manager) syncJournal(s *owned) error { return atomicfile.Sync(m.path(s, journalName)) }
 
 // writeJournalAs is writeJournal for a sandbox that is to be in another state once this is durable.
 func (m *Manager) writeJournalAs(s *owned, next State) error {
@@ -71,10 +78,18 @@ func (s *owned) journal() journal {
 	return j
 }
 
-func (m *Manager) write(j journal) error {
+func (j *journal) encode() ([]byte, error) {
 	data, err := json.MarshalIndent(j, "", "\t")
 	if err != nil {
-		return fmt.Errorf("encode journal of %s: %w", j.Info.ID, err)
+		return nil, fmt.Errorf("encode journal of %s: %w", j.Info.ID, err)
+	}
+	return data, nil
+}
+
+func (m *Manager) write(j journal) error {
+	data, err := j.encode()
+	if err != nil {
+		return err
 	}
 	return atomicfile.Write(filepath.Join(m.dir(j.Info.ID), journalName), data, 0o600)
 }

@@ -175,7 +175,7 @@ func (m *Manager) writeSteps(s *owned, w *writing, last bool) []step.Step {
 	return []step.Step{
 		{Name: "intent", Do: func(context.Context) error {
 			s.become(Pausing)
-			return m.writeJournalOf(s, w.manifest.ID)
+			return m.putJournalOf(s, w.manifest.ID)
 		}, Undo: func(context.Context) error {
 			s.become(Running)
 			return m.writeJournal(s)
@@ -184,6 +184,9 @@ func (m *Manager) writeSteps(s *owned, w *writing, last bool) []step.Step {
 			Name: "freeze", Do: func(ctx context.Context) error { return m.freeze(ctx, s, w.forced) },
 			Undo: func(ctx context.Context) error { return m.thaw(ctx, s) },
 		},
+		// A crash of the host takes the machine with it, so until the commit nobody needs the intent but a next life
+		// of the agent.
+		{Name: "durable", Beside: true, Do: func(context.Context) error { return m.syncJournal(s) }},
 		{Name: "vcpus", Do: func(ctx context.Context) error {
 			s.stopped = true
 			return s.machine.Pause(ctx)

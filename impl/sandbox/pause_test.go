@@ -385,6 +385,6 @@ func TestS03_TheMachineGoesBeforeItsDisk(t *testing.T) {
 	for _, phase := range out.Phases {
 		names = append(names, phase.Name)
 	}
-	assert.Equal(t, []string{"intent", "freeze", "vcpus", "layers", "memory", "disk", "seal", "commit", "park"}, names)
+	assert.Equal(t, []string{"intent", "freeze", "durable", "vcpus", "layers", "memory", "disk", "seal", "commit", "park"}, names)
 	assert.NotContains(t, fmt.Sprint(h.Census()), "machine a")
 }

@@ -151,7 +151,7 @@ func readBounded(path string, limit int64) ([]byte, error) {
 	return data, err
 }
 
-// describe syncs a file of dir and says what it holds. What it shares with the file of that name in one of the former
+// describe says what a file of dir holds. What it shares with the file of that name in one of the former
 // directories is taken from there.
 func describe(ctx context.Context, dir, name string, seen *known.Files, former ...string) (File, error) {
 	f, err := os.Open(filepath.Join(dir, name))
@@ -159,9 +159,6 @@ func describe(ctx context.Context, dir, name string, seen *known.Files, former .
 		return File{}, err
 	}
 	defer f.Close()
-	if err := f.Sync(); err != nil {
-		return File{}, fmt.Errorf("sync %s: %w", f.Name(), err)
-	}
 	info, err := f.Stat()
 	if err != nil {
 		return File{}, err

@@ -1,10 +1,9 @@
 // Package snapshot is the format of the directories that keep a machine which does not run: its memory's
-// layers, the VMM's state and its disk, under a manifest that is written last and names them all.
+// layers, the VMM's state and its disk, under a manifest that names them all.
 //
 // Every file of a committed directory is immutable, so directories share files by hard links and the file
 // system counts the references. A directory is written beside its place, sealed, and put there by one
-// rename; what has no manifest was never finished, and what does not fit its manifest is refused by the
-// file's name.
+// rename, before which nobody trusts it; what does not fit its manifest is refused by the file's name.
 package snapshot
 
 import (
@@ -128,6 +127,9 @@ func DescribeDisk(ctx context.Context, dir string, seen *known.Files, former ...
 		return nil, err
 	}
 	names = slices.DeleteFunc(names, func(name string) bool { return !isDisk(name) })
+	if err := syncAll(dir, names); err != nil { // not before do file systems tell what two files share
+		return nil, err
+	}
 	return describeAll(ctx, dir, names, nil, seen, former...)
 }
 
@@ -137,9 +139,9 @@ func isDisk(name string) bool {
 	return !strings.HasPrefix(name, StateName) && !strings.HasPrefix(name, memoryPrefix)
 }
 
-// Seal completes the snapshot in dir: it syncs every file, notes sizes and checksums in m, writes the
-// manifest and syncs the directory. Files that were described before are taken as they are. It returns the manifest
-// as written.
+// Seal completes the snapshot in dir: it notes sizes and checksums in m, writes the manifest, and syncs every file and
+// the directory. Files that were described before are taken as they are. It returns the manifest as written. A loss of
+// power may leave a manifest without what it names; what has not been committed is trusted by nobody.
 func Seal(ctx context.Context, dir string, m Manifest, described ...File) (Manifest, error) {
 	names, err := filesOf(dir)
 	if err != nil {
@@ -152,16 +154,36 @@ func Seal(ctx context.Context, dir string, m Manifest, described ...File) (Manif
 	if err != nil {
 		return m, err
 	}
-	return m, atomicfile.Write(filepath.Join(dir, ManifestName), data, 0o600)
+	if err := os.WriteFile(filepath.Join(dir, ManifestName), data, 0o600); err != nil {
+		return m, fmt.Errorf("seal a snapshot: %w", err)
+	}
+	names = slices.DeleteFunc(names, func(name string) bool { return slices.ContainsFunc(described, named(name)) })
+	return m, syncAll(dir, append(names, ManifestName, "."))
 }
 
-// describeAll describes files at once, since one commit of the file system's journal serves all who wait for it;
-// those that are described already are not read again.
+func named(name string) func(File) bool { return func(f File) bool { return f.Name == name } }
+
+// syncAll syncs what has these names in dir at once: one commit of the file system's journal serves all who wait for it.
+func syncAll(dir string, names []string) error {
+	var all errgroup.Group
+	for _, name := range names {
+		all.Go(func() error {
+			f, err := os.Open(filepath.Join(dir, name))
+			if err != nil {
+				return fmt.Errorf("sync a snapshot: %w", err)
+			}
+			return errors.Join(f.Sync(), f.Close())
+		})
+	}
+	return all.Wait()
+}
+
+// describeAll describes files at once; those that are described already are not read again.
 func describeAll(ctx context.Context, dir string, names []string, have []File, seen *known.Files, former ...string) ([]File, error) {
 	files := make([]File, len(names))
 	all, ctx := errgroup.WithContext(ctx)
 	for i, name := range names {
-		if at := slices.IndexFunc(have, func(f File) bool { return f.Name == name }); at >= 0 {
+		if at := slices.IndexFunc(have, named(name)); at >= 0 {
 			files[i] = have[at]
 			continue
 		}

@@ -12,7 +12,22 @@ import (
 
 // Write puts data at path with permissions perm: written beside, synced, renamed over, and the
 // directory synced. When it returns nil, the new content survives a crash of the host.
-func Write(path string, data []byte, perm os.FileMode) (err error) {
+func Write(path string, data []byte, perm os.FileMode) error { return write(path, data, perm, true) }
+
+// Put is Write without waiting for the disk: when it returns nil, the new content survives the end of this process, and
+// after Sync a crash of the host. One before that may also leave the file empty or torn.
+func Put(path string, data []byte, perm os.FileMode) error { return write(path, data, perm, false) }
+
+// Sync makes what was Put at path durable.
+func Sync(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("sync: %w", err)
+	}
+	return errors.Join(f.Sync(), f.Close(), SyncDir(filepath.Dir(path)))
+}
+
+func write(path string, data []byte, perm os.FileMode, durable bool) (err error) {
 	dir := filepath.Dir(path)
 	tmp, err := os.CreateTemp(dir, unfinished(path)+"*")
 	if err != nil {
@@ -29,13 +44,18 @@ func Write(path string, data []byte, perm os.FileMode) (err error) {
 	if err = tmp.Chmod(perm); err != nil {
 		return err
 	}
-	if err = tmp.Sync(); err != nil {
-		return err
+	if durable {
+		if err = tmp.Sync(); err != nil {
+			return err
+		}
 	}
 	if err = os.Rename(tmp.Name(), path); err != nil {
 		return err
 	}
-	return errors.Join(tmp.Close(), SyncDir(dir))
+	if err := tmp.Close(); err != nil || !durable {
+		return err
+	}
+	return SyncDir(dir)
 }
 
 // unfinished is how the names of the files begin that Write makes beside path.

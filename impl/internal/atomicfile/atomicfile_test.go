@@ -25,6 +25,20 @@ func TestWriteReplacesAndLeavesNothingBeside(t *testing.T) {
 	assert.Len(t, entries, 1)
 }
 
+func TestPutReplacesAtOnceAndSyncFollows(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "journal")
+	require.ErrorIs(t, Sync(path), os.ErrNotExist)
+	require.NoError(t, Write(path, []byte("one"), 0o600))
+	require.NoError(t, Put(path, []byte("two"), 0o600))
+	got, err := os.ReadFile(path)
+	require.NoError(t, err)
+	assert.Equal(t, "two", string(got))
+	require.NoError(t, Sync(path))
+	entries, err := os.ReadDir(filepath.Dir(path))
+	require.NoError(t, err)
+	assert.Len(t, entries, 1)
+}
+
 func TestWriteThatFailsKeepsTheOldContent(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "taken")
