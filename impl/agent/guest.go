@@ -23,20 +23,17 @@ const maxVersion = 32
 func firstBytes(s string) string { return s[:min(len(s), maxVersion)] }
 
 // guestPart is the real sandbox.Guest.
-type guestPart struct{}
+type guestPart struct{ lines lines }
 
-// client is of the daemon in the guest at addr; done releases its connections, so that none waits in a pool
-// for a guest that is stopped or gone.
-func (guestPart) client(addr netip.Addr, token string) (client *envdclient.Client, done func(), err error) {
-	rt := transport.NewBootTransport()
-	client, err = envdclient.New(envdclient.Config{
+// clientOver is of the daemon in the guest at addr, over connections of rt.
+func clientOver(rt http.RoundTripper, addr netip.Addr, token string) (*envdclient.Client, error) {
+	return envdclient.New(envdclient.Config{
 		BaseURL:    "http://" + netip.AddrPortFrom(addr, portproxy.EnvdPort).String(),
 		HTTPClient: &http.Client{Transport: rt}, AccessToken: token,
 	})
-	return client, rt.CloseIdleConnections, err
 }
 
-func (g guestPart) Init(ctx context.Context, addr netip.Addr, init sandbox.GuestInit, died <-chan struct{}) (sandbox.BootReport, error) {
+func (g *guestPart) Init(ctx context.Context, addr netip.Addr, init sandbox.GuestInit, died <-chan struct{}) (sandbox.BootReport, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	finished := make(chan struct{})
@@ -48,11 +45,11 @@ func (g guestPart) Init(ctx context.Context, addr netip.Addr, init sandbox.Guest
 		case <-finished:
 		}
 	}()
-	client, done, err := g.client(addr, init.FormerToken)
+	rt := transport.NewBootTransport()
+	client, err := clientOver(rt, addr, init.FormerToken)
 	if err != nil {
 		return sandbox.BootReport{}, err
 	}
-	defer done()
 	user := defaultUser
 	req := envdclient.InitRequest{
 		AccessToken: &init.AccessToken, DefaultUser: &user, Env: init.EnvVars,
@@ -75,11 +72,13 @@ func (g guestPart) Init(ctx context.Context, addr netip.Addr, init sandbox.Guest
 		result, err = client.InitWhenReady(ctx, req)
 	}
 	if err == nil && init.Thaw && !result.Thawed { // a guest that stays slow, or a daemon of before there was this
-		err = g.thaw(ctx, addr, init.AccessToken)
+		err = thaw(ctx, rt, addr, init.AccessToken)
 	}
 	if err != nil {
+		rt.CloseIdleConnections()
 		return sandbox.BootReport{}, fmt.Errorf("start the guest's daemon: %w", errors.Join(context.Cause(ctx), err))
 	}
+	g.lines.keep(addr, line{rt, died})
 	return sandbox.BootReport{EnvdVersion: firstBytes(result.Version), InitAt: result.Boot.Init, EnvdAt: result.Boot.Envd, NowAt: result.Boot.Now}, nil
 }
 
@@ -88,21 +87,24 @@ func (g guestPart) Init(ctx context.Context, addr netip.Addr, init sandbox.Guest
 // same.
 const clockTries = 8
 
-func (g guestPart) Freeze(ctx context.Context, addr netip.Addr, token string) error {
-	client, done, err := g.client(addr, token)
+func (g *guestPart) Freeze(ctx context.Context, addr netip.Addr, token string) error {
+	rt := g.lines.take(addr)
+	if rt == nil {
+		rt = transport.NewBootTransport()
+	}
+	defer rt.CloseIdleConnections() // the guest is about to be stopped
+	client, err := clientOver(rt, addr, token)
 	if err != nil {
 		return err
 	}
-	defer done()
 	return client.Freeze(ctx)
 }
 
 // thaw lets the users' processes go on.
-func (g guestPart) thaw(ctx context.Context, addr netip.Addr, token string) error {
-	client, done, err := g.client(addr, token)
+func thaw(ctx context.Context, rt http.RoundTripper, addr netip.Addr, token string) error {
+	client, err := clientOver(rt, addr, token)
 	if err != nil {
 		return err
 	}
-	defer done()
 	return client.Thaw(ctx)
 }

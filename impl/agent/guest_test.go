@@ -43,11 +43,13 @@ func TestS05_AClockIsSetUntilItIsKnownToBeRight(t *testing.T) {
 		served := make(chan error, 1)
 		go func() { served <- srv.Serve(l) }()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-		_, err = guestPart{}.Init(ctx, addr, sandbox.GuestInit{SetClock: true, Entropy: make([]byte, 32), Thaw: true}, nil)
+		var guests guestPart
+		_, err = guests.Init(ctx, addr, sandbox.GuestInit{SetClock: true, Entropy: make([]byte, 32), Thaw: true}, nil)
 		cancel()
 		require.NoError(t, err)
 		assert.Equal(t, want.inits, inits.Load())
 		assert.Equal(t, want.thaws, thaws.Load())
+		guests.lines.close()
 		require.NoError(t, srv.Close())
 		require.ErrorIs(t, <-served, http.ErrServerClosed)
 	}

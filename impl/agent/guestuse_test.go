@@ -16,6 +16,7 @@ import (
 	"wrenn/impl/network"
 	"wrenn/impl/sandbox"
 	"wrenn/impl/sandbox/sandboxtest"
+	"wrenn/impl/transport"
 )
 
 // inGuest runs a shell script in the guest of a sandbox below dir, as its user.
@@ -30,9 +31,10 @@ func inGuest(t *testing.T, dir, id, script string, args ...string) string {
 		var last error
 		// The suite's tokens, again while the guest is too busy to be dialled.
 		for _, token := range slices.Repeat([]string{"secret", "another"}, 20) {
-			client, done, err := guestPart{}.client(network.Slot(info.Slot).HostIP(), token)
+			rt := transport.NewBootTransport()
+			defer rt.CloseIdleConnections()
+			client, err := clientOver(rt, network.Slot(info.Slot).HostIP(), token)
 			require.NoError(t, err)
-			defer done()
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			var out, errs bytes.Buffer

@@ -131,7 +131,7 @@ func realGround(t *testing.T, image, binary, backend string) sandboxtest.Ground 
 				choice: Choice{Name: VMMQEMUTCG, Binary: binary, Env: []string{"WRENN_QEMU_ACCEL=tcg"}},
 				logger: logger, background: t.Context(),
 			},
-			Guest: guestPart{},
+			Guest: &guestPart{},
 		},
 		Write: func(t *testing.T, id, key, value string) {
 			guestWrite(t, filepath.Join(dir, "sandboxes"), id, key, value)

@@ -42,6 +42,7 @@ type host struct {
 	handler *handler
 	part    *networkPart
 	memory  *memoryPart
+	guests  guestPart
 }
 
 // Run serves until ctx ends. It returns nil after an orderly end, and otherwise what went wrong, with
@@ -129,7 +130,7 @@ func (h *host) assemble(choice Choice, vmm *vmmPart) error {
 	}
 	h.manager, err = sandbox.NewManager(sandbox.Config{
 		Dir: filepath.Join(h.cfg.Dir, "sandboxes"), Logger: h.cfg.Logger, Network: h.part,
-		Disk: newDiskPart(h.cfg, h.disks), Memory: h.memory, VMM: vmm, Guest: guestPart{}, BootTimeout: h.cfg.BootTimeout, MemoryMiB: memoryMiB, Limits: h.cfg.limits(),
+		Disk: newDiskPart(h.cfg, h.disks), Memory: h.memory, VMM: vmm, Guest: &h.guests, BootTimeout: h.cfg.BootTimeout, MemoryMiB: memoryMiB, Limits: h.cfg.limits(),
 		OnEnd: func(id string) { h.proxy.EvictProxy(id) },
 	})
 	if err != nil {
@@ -192,6 +193,7 @@ func (h *host) stop(ctx context.Context, server *http.Server) error {
 
 func (h *host) close() error {
 	var errs []error
+	h.guests.lines.close()
 	if h.memory != nil {
 		h.memory.close()
 	}

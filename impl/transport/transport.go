@@ -121,10 +121,11 @@ func NewGuestPortTransport(dial func(ctx context.Context, network, addr string) 
 // turns of a busy two-core host's scheduler, so that a guest that is up does answer within it.
 const bootDial = 150 * time.Millisecond
 
-// NewBootTransport returns the transport for the first call to a guest, which is repeated until the guest
-// has booted. The owner calls CloseIdleConnections afterwards.
-func NewBootTransport() *http.Transport {
-	return base(dialer(bootDial).DialContext, 1)
+// NewBootTransport returns the CONTROL plane's transport from an agent to one guest's daemon: for its first call, which
+// is repeated until the guest has booted, and for those after it on the same connection, if it is quiet for less than
+// 610 s. The owner calls CloseIdleConnections when the guest is gone or about to be stopped.
+func NewBootTransport() *Direct {
+	return &Direct{DialContext: dialer(bootDial).DialContext, idle: idleConns{most: 1, life: idleClient}, steady: true}
 }
 
 var guestDialer = dialer(dialGuest)

@@ -27,7 +27,6 @@ const wait = 20 * time.Second
 var transports = map[string]func() *http.Transport{
 	"rpc":    NewRPCTransport,
 	"stream": NewStreamTransport,
-	"boot":   NewBootTransport,
 }
 
 func TestT04_NoTransportBoundsAWholeExchange(t *testing.T) {
@@ -50,7 +49,7 @@ func TestT06_ClientsCloseIdleConnectionsFirst(t *testing.T) {
 		assert.LessOrEqual(t, tr.IdleConnTimeout, IdleTimeout-10*time.Second, name)
 		assert.Less(t, tr.IdleConnTimeout, envdIdle, name)
 	}
-	for name, tr := range map[string]*Direct{"to agents": NewStreamProxyTransport(), "to the daemon": NewGuestStreamTransport(DialGuest)} {
+	for name, tr := range map[string]*Direct{"to agents": NewStreamProxyTransport(), "to the daemon": NewGuestStreamTransport(DialGuest), "boot": NewBootTransport()} {
 		assert.Positive(t, tr.idle.life, name)
 		assert.LessOrEqual(t, tr.idle.life, IdleTimeout-10*time.Second, name)
 		assert.Less(t, tr.idle.life, envdIdle, name)
