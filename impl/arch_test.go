@@ -244,7 +244,7 @@ var streamPaths = map[string]map[string]string{
 	"portproxy":    {"resume.go": "the wait for a paused sandbox to wake"},
 	"session":      {"session.go": "the first messages, and the kill of a client that has gone", "client.go": "resizes and signals", "input.go": "the answer to a probe"},
 	"envdclient":   {"exec.go": "the kill after a caller that has gone", "client.go": "tries of the first call"},
-	"envd":         {"envd.go": "the shutdown"},
+	"envd":         {"envd.go": "the shutdown", "freeze.go": "the rehearsal of a freeze, which no request waits for"},
 	"envd/process": {"fanout.go": "the wait for a full queue"},
 	"envd/stream":  {},
 	"envd/ports":   {},

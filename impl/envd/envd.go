@@ -161,6 +161,7 @@ type daemon struct {
 	files     *files.Handler
 	cpu       *cpuMeter
 	freezer   *freezer.Freezer
+	rehearsal func() // of a freeze, begun soon after a restored guest was let go on
 	conns     connections
 	initAt    string  // seconds of CLOCK_BOOTTIME, or empty
 	listening float64 // likewise
@@ -172,7 +173,7 @@ func newDaemon(c Config) *daemon {
 	if err != nil {
 		c.Log.Warn("processes are frozen by signals", "error", err)
 	}
-	return &daemon{
+	d := &daemon{
 		log: c.Log, guest: c.Guest, initAt: c.InitSeconds,
 		settings:  s,
 		freezer:   freeze,
@@ -180,7 +181,12 @@ func newDaemon(c Config) *daemon {
 		tree:      filesystem.NewHandler(s),
 		files:     files.NewHandler(s, c.Log),
 		cpu:       newCPUMeter(),
+		rehearsal: func() {},
 	}
+	if c.Guest {
+		d.rehearsal = func() { time.AfterFunc(rehearseAfter, d.rehearse) }
+	}
+	return d
 }
 
 func (d *daemon) close() {

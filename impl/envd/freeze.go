@@ -2,9 +2,11 @@ package envd
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/http"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -47,6 +49,23 @@ func syncDisks(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)
+	}
+}
+
+const (
+	// rehearseAfter is how long after a thaw a freeze is rehearsed: by then what waited for the resume has had its turn.
+	rehearseAfter = time.Second
+	// rehearsalTimeout bounds it by what a host grants a freeze; a disk that is busy for so long is no place for one.
+	rehearsalTimeout = 30 * time.Second
+)
+
+// rehearse does what a freeze does, to nobody. A guest that was restored has lost what its emulator had made of the
+// code, or has left it where memory is brought as it is needed; a pause would wait for that.
+func (d *daemon) rehearse() {
+	ctx, cancel := context.WithTimeout(context.Background(), rehearsalTimeout)
+	defer cancel()
+	if err := errors.Join(d.freezer.Rehearse(ctx), syncDisks(ctx)); err != nil {
+		d.log.Warn("a freeze could not be rehearsed", "error", err)
 	}
 }
 

@@ -3,7 +3,9 @@ package envd
 import (
 	"context"
 	"io"
+	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -148,4 +150,29 @@ func BenchmarkFreeze(b *testing.B) {
 			b.StartTimer()
 		}
 	})
+}
+
+// TestAFreezeIsRehearsedAfterAResume, once what was frozen goes on and not before.
+func TestAFreezeIsRehearsedAfterAResume(t *testing.T) {
+	d := newDaemon(Config{Log: slog.New(slog.DiscardHandler)})
+	defer d.close()
+	rehearsals := 0
+	d.rehearsal = func() { rehearsals++ }
+	tell := func(body string) {
+		w := httptest.NewRecorder()
+		d.postInit(w, httptest.NewRequest(http.MethodPost, "/init", strings.NewReader(body)))
+		require.Equal(t, http.StatusNoContent, w.Code, "%s", w.Body)
+	}
+	tell(`{"wrennResumed":true}`)
+	assert.Zero(t, rehearsals)
+	tell(`{"wrennResumed":true,"wrennThaw":true}`)
+	assert.Equal(t, 1, rehearsals)
+}
+
+func TestARehearsalLeavesNoTrace(t *testing.T) {
+	var log syncBuffer
+	d := newDaemon(Config{Log: slog.New(slog.NewTextHandler(&log, nil))})
+	defer d.close()
+	d.rehearse()
+	assert.Empty(t, log.String())
 }

@@ -91,6 +91,7 @@ func (d *daemon) postInit(w http.ResponseWriter, r *http.Request) {
 	if err == nil && req.Thaw && came.Sub(asked) <= thawSlack {
 		w.Header().Set("X-Wrenn-Thawed", "1")
 		err = d.freezer.Thaw()
+		d.rehearsal()
 	}
 	if err != nil {
 		d.log.Error("a restored guest is not one of its own", "error", err)

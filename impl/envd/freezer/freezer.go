@@ -67,11 +67,13 @@ func (f *Freezer) Join(attr *syscall.SysProcAttr) {
 func (f *Freezer) Freeze(ctx context.Context) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	do := f.freezeGroup
-	if f.group == nil {
-		do = f.stopAll
+	var err error
+	if f.group != nil {
+		err = freezeGroup(ctx, f.dir)
+	} else {
+		err = f.stopAll(ctx)
 	}
-	if err := do(ctx); err != nil {
+	if err != nil {
 		return errors.Join(fmt.Errorf("freeze the processes: %w", err), f.thaw())
 	}
 	return nil
@@ -96,9 +98,25 @@ func (f *Freezer) Close() error {
 	return errors.Join(err, f.group.Close())
 }
 
+// Rehearse freezes and thaws a group with nothing in it, which stops nobody.
+func (f *Freezer) Rehearse(ctx context.Context) error {
+	if f.group == nil {
+		return nil
+	}
+	dir := f.dir + "-rehearsal"
+	err := os.Mkdir(dir, 0o755)
+	if err == nil || errors.Is(err, os.ErrExist) { // one that was killed has left it
+		err = errors.Join(freezeGroup(ctx, dir), write(dir, "0"), os.Remove(dir))
+	}
+	if err != nil {
+		return fmt.Errorf("rehearse a freeze: %w", err)
+	}
+	return nil
+}
+
 func (f *Freezer) thaw() error {
 	if f.group != nil {
-		return f.write("0")
+		return write(f.dir, "0")
 	}
 	var errs []error
 	for _, pid := range f.stopped {
@@ -110,16 +128,16 @@ func (f *Freezer) thaw() error {
 	return errors.Join(errs...)
 }
 
-func (f *Freezer) write(value string) error {
-	return os.WriteFile(filepath.Join(f.dir, "cgroup.freeze"), []byte(value), 0)
+func write(dir, value string) error {
+	return os.WriteFile(filepath.Join(dir, "cgroup.freeze"), []byte(value), 0)
 }
 
-func (f *Freezer) freezeGroup(ctx context.Context) error {
-	if err := f.write("1"); err != nil {
+func freezeGroup(ctx context.Context, dir string) error {
+	if err := write(dir, "1"); err != nil {
 		return err
 	}
 	for {
-		events, err := os.ReadFile(filepath.Join(f.dir, "cgroup.events"))
+		events, err := os.ReadFile(filepath.Join(dir, "cgroup.events"))
 		if err != nil {
 			return err
 		}

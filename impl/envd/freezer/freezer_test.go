@@ -127,6 +127,35 @@ func TestS05_AFreezeThatIsGivenUpLeavesThemRunning(t *testing.T) {
 	}
 }
 
+// TestARehearsalStopsNobody, nor lets anybody go on.
+func TestARehearsalStopsNobody(t *testing.T) {
+	for name, root := range hierarchies(t) {
+		t.Run(name, func(t *testing.T) {
+			f, err := New(root)
+			require.NoError(t, err)
+			t.Cleanup(func() { assert.NoError(t, f.Close()) })
+			path := counter(t, f, false)
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			require.NoError(t, f.Rehearse(ctx))
+			before := read(t, path)
+			require.Eventually(t, func() bool { return read(t, path) > before }, 10*time.Second, time.Millisecond, "it does not go on")
+			require.NoError(t, f.Freeze(ctx))
+			before = read(t, path)
+			require.NoError(t, f.Rehearse(ctx))
+			time.Sleep(50 * time.Millisecond)
+			assert.Equal(t, before, read(t, path), "it goes on")
+			require.NoError(t, f.Thaw())
+			if root == "" {
+				return
+			}
+			require.NoError(t, os.Mkdir(f.dir+"-rehearsal", 0o755), "what a killed one leaves")
+			require.NoError(t, f.Rehearse(ctx))
+			assert.NoDirExists(t, f.dir+"-rehearsal")
+		})
+	}
+}
+
 func TestS05_NoHierarchyIsSaidAndWorksBySignals(t *testing.T) {
 	f, err := New(filepath.Join(t.TempDir(), "none"))
 	require.Error(t, err)
