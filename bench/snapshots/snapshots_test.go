@@ -147,6 +147,7 @@ func asCold(b *testing.B, path string) {
 // resumeBoth resumes a machine as users do, and then loads the same snapshot into a VMM alone.
 func resumeBoth(b *testing.B, s *harness.System, box apiclient.Sandbox, alone *bare, f figures) {
 	b.Helper()
+	unix.Sync() // what the pause has left to write back would be in the way of whoever goes first
 	boot := resume(b, s, box.SandboxID)
 	f.stages(boot.Stages)
 	f.add("total", boot.TotalMs)
@@ -157,6 +158,7 @@ func resumeBoth(b *testing.B, s *harness.System, box apiclient.Sandbox, alone *b
 		memory = filepath.Join(dir, "snapshot/memory.0") // its layers have been merged
 	}
 	asCold(b, memory)
+	unix.Sync()
 	launched, loaded, answered := alone.load(b, filepath.Join(dir, "snapshot"), memory)
 	f.add("alone-launch", launched)
 	f.add("alone-load", loaded)
