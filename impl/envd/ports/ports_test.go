@@ -97,10 +97,10 @@ func TestP10_AProgramMovesFromLoopbackToTheWildcard(t *testing.T) {
 	var outer net.Listener
 	begun := time.Now()
 	require.Eventually(t, func() bool {
-		l, err := net.Listen("tcp4", fmt.Sprintf("0.0.0.0:%d", port))
+		l, err := net.Listen("tcp", fmt.Sprintf("0.0.0.0:%d", port)) // of both families, as Go understands it
 		outer = l
 		return err == nil
-	}, deadline, 5*time.Millisecond, "the forward does not give way")
+	}, deadline, 5*time.Millisecond, "the forwards do not give way")
 	t.Logf("gave way after %v", time.Since(begun))
 	require.NoError(t, outer.Close())
 	echo(t, "outer", fmt.Sprintf("0.0.0.0:%d", port))
