@@ -128,7 +128,8 @@ func runCell(t *testing.T, page string) {
 	t.Helper()
 	options := append(chromedp.DefaultExecAllocatorOptions[:],
 		chromedp.ExecPath("chromium"), chromedp.UserDataDir(t.TempDir()),
-		chromedp.NoSandbox, // root has no user namespaces of its own for it; the pages are the suite's own
+		chromedp.Env("TMPDIR="+harness.Dir(t)), // it leaves a directory there
+		chromedp.NoSandbox,                     // root has no user namespaces of its own for it; the pages are the suite's own
 		chromedp.Flag("no-proxy-server", true), chromedp.Flag("disable-component-update", true),
 	)
 	allocator, end := chromedp.NewExecAllocator(context.Background(), options...)

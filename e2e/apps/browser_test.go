@@ -28,7 +28,8 @@ func open(t *testing.T) *browser {
 	t.Helper()
 	options := append(chromedp.DefaultExecAllocatorOptions[:],
 		chromedp.ExecPath("chromium"), chromedp.UserDataDir(t.TempDir()), chromedp.WindowSize(1200, 900),
-		chromedp.NoSandbox, // root has no user namespaces of its own for it; the pages are the suite's own
+		chromedp.Env("TMPDIR="+harness.Dir(t)), // it leaves a directory there
+		chromedp.NoSandbox,                     // root has no user namespaces of its own for it; the pages are the suite's own
 		chromedp.Flag("no-proxy-server", true), chromedp.Flag("disable-component-update", true),
 	)
 	allocator, end := chromedp.NewExecAllocator(context.Background(), options...)
