@@ -8,7 +8,7 @@ import (
 )
 
 // line is the connection by which a guest was told its settings. It is kept for the guest's freeze: a pause need not
-// wait then until the guest has taken a new one, which is a third of a freeze where guests are emulated.
+// wait then until the guest has taken a new one: 2 to 3 ms where guests are emulated.
 type line struct {
 	transport *transport.Direct
 	died      <-chan struct{} // closed once the guest's machine has ended
