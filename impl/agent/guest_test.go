@@ -18,6 +18,20 @@ import (
 	"wrenn/impl/sandbox"
 )
 
+// serveDaemon answers by handler where a guest at addr has its daemon, until end is called. state may be nil.
+func serveDaemon(t *testing.T, addr netip.Addr, handler http.Handler, state func(net.Conn, http.ConnState)) (end func()) {
+	t.Helper()
+	l, err := net.Listen("tcp", net.JoinHostPort(addr.String(), strconv.Itoa(portproxy.EnvdPort)))
+	require.NoError(t, err)
+	srv := &http.Server{Handler: handler, ReadHeaderTimeout: time.Minute, ConnState: state}
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(l) }()
+	return func() {
+		require.NoError(t, srv.Close())
+		require.ErrorIs(t, <-served, http.ErrServerClosed)
+	}
+}
+
 // TestS05_AClockIsSetUntilItIsKnownToBeRight: a busy guest's daemon says that a timestamp came late by not letting
 // processes go on; one that never comes in time does not keep them frozen for good.
 func TestS05_AClockIsSetUntilItIsKnownToBeRight(t *testing.T) {
@@ -37,20 +51,15 @@ func TestS05_AClockIsSetUntilItIsKnownToBeRight(t *testing.T) {
 			thaws.Add(1)
 			w.WriteHeader(http.StatusNoContent)
 		})
-		l, err := net.Listen("tcp", net.JoinHostPort(addr.String(), strconv.Itoa(portproxy.EnvdPort)))
-		require.NoError(t, err)
-		srv := &http.Server{Handler: mux, ReadHeaderTimeout: time.Minute}
-		served := make(chan error, 1)
-		go func() { served <- srv.Serve(l) }()
+		end := serveDaemon(t, addr, mux, nil)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		var guests guestPart
-		_, err = guests.Init(ctx, addr, sandbox.GuestInit{SetClock: true, Entropy: make([]byte, 32), Thaw: true}, nil)
+		_, err := guests.Init(ctx, addr, sandbox.GuestInit{SetClock: true, Entropy: make([]byte, 32), Thaw: true}, nil)
 		cancel()
 		require.NoError(t, err)
 		assert.Equal(t, want.inits, inits.Load())
 		assert.Equal(t, want.thaws, thaws.Load())
 		guests.lines.close()
-		require.NoError(t, srv.Close())
-		require.ErrorIs(t, <-served, http.ErrServerClosed)
+		end()
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"strconv"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -14,7 +13,6 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"wrenn/impl/portproxy"
 	"wrenn/impl/sandbox"
 )
 
@@ -28,10 +26,8 @@ func standInDaemon(t *testing.T, addr netip.Addr) (taken, open *atomic.Int32, en
 			w.WriteHeader(http.StatusNoContent)
 		})
 	}
-	l, err := net.Listen("tcp", net.JoinHostPort(addr.String(), strconv.Itoa(portproxy.EnvdPort)))
-	require.NoError(t, err)
 	taken, open = new(atomic.Int32), new(atomic.Int32)
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: time.Minute, ConnState: func(_ net.Conn, s http.ConnState) {
+	return taken, open, serveDaemon(t, addr, mux, func(_ net.Conn, s http.ConnState) {
 		switch s {
 		case http.StateNew:
 			taken.Add(1)
@@ -40,13 +36,7 @@ func standInDaemon(t *testing.T, addr netip.Addr) (taken, open *atomic.Int32, en
 			open.Add(-1)
 		default:
 		}
-	}}
-	served := make(chan error, 1)
-	go func() { served <- srv.Serve(l) }()
-	return taken, open, func() {
-		require.NoError(t, srv.Close())
-		require.ErrorIs(t, <-served, http.ErrServerClosed)
-	}
+	})
 }
 
 // TestAFreezeGoesByTheConnectionOfTheGuestsStart, and by another where that is not there any more.

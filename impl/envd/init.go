@@ -90,8 +90,9 @@ func (d *daemon) postInit(w http.ResponseWriter, r *http.Request) {
 	err := d.becomeOwn(r, req)
 	if err == nil && req.Thaw && came.Sub(asked) <= thawSlack {
 		w.Header().Set("X-Wrenn-Thawed", "1")
-		err = d.freezer.Thaw()
-		d.rehearsal()
+		if err = d.freezer.Thaw(); err == nil {
+			d.rehearsal()
+		}
 	}
 	if err != nil {
 		d.log.Error("a restored guest is not one of its own", "error", err)

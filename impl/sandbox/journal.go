@@ -44,18 +44,14 @@ const journalName = "journal"
 func (m *Manager) dir(id string) string { return filepath.Join(m.cfg.Dir, id) }
 
 // writeJournal makes the sandbox's present state durable.
-func (m *Manager) writeJournal(s *owned) error { return m.write(s.journal()) }
+func (m *Manager) writeJournal(s *owned) error { return m.write(s.journal(), atomicfile.Write) }
 
 // putJournalOf is writeJournal for a sandbox that is being written into the snapshot target: known to the next life of
 // the agent at once, and durable once syncJournal has returned.
 func (m *Manager) putJournalOf(s *owned, target string) error {
 	j := s.journal()
 	j.Target = target
-	data, err := j.encode()
-	if err != nil {
-		return err
-	}
-	return atomicfile.Put(m.path(s, journalName), data, 0o600)
+	return m.write(j, atomicfile.Put)
 }
 
 func (m *Manager) syncJournal(s *owned) error { return atomicfile.Sync(m.path(s, journalName)) }
@@ -64,7 +60,7 @@ func (m *Manager) syncJournal(s *owned) error { return atomicfile.Sync(m.path(s,
 func (m *Manager) writeJournalAs(s *owned, next State) error {
 	j := s.journal()
 	j.Info.State = next
-	return m.write(j)
+	return m.write(j, atomicfile.Write)
 }
 
 func (s *owned) journal() journal {
@@ -78,20 +74,13 @@ func (s *owned) journal() journal {
 	return j
 }
 
-func (j *journal) encode() ([]byte, error) {
+// write puts a journal in its place by one of atomicfile's ways.
+func (m *Manager) write(j journal, by func(path string, data []byte, perm os.FileMode) error) error {
 	data, err := json.MarshalIndent(j, "", "\t")
 	if err != nil {
-		return nil, fmt.Errorf("encode journal of %s: %w", j.Info.ID, err)
+		return fmt.Errorf("encode journal of %s: %w", j.Info.ID, err)
 	}
-	return data, nil
-}
-
-func (m *Manager) write(j journal) error {
-	data, err := j.encode()
-	if err != nil {
-		return err
-	}
-	return atomicfile.Write(filepath.Join(m.dir(j.Info.ID), journalName), data, 0o600)
+	return by(filepath.Join(m.dir(j.Info.ID), journalName), data, 0o600)
 }
 
 // makeDir makes the sandbox's directory and its name durable.

@@ -30,6 +30,9 @@ type Direct struct {
 	// whole: a short body of a known length is waited for and goes with the header, in one write and from the
 	// caller's goroutine. It is for servers that answer no request before they have its body.
 	whole bool
+	// settles: an answer is over only once its request has been sent, so that the connection is sure to be kept. It is
+	// for servers that answer when they have the body, and requests whose context has an end.
+	settles bool
 }
 
 // KeepIdle changes how long a connection is kept for the next exchange, before the first one; for tests that

@@ -27,6 +27,7 @@ type exchange struct {
 	broken atomic.Value  // why the body could not be read, an error; set before the connection is closed for it
 	unsent bool          // the body did not go out whole; after sent
 	keep   bool          // the connection may carry another exchange after this
+	settle bool          // see Direct.settles
 	idle   *idleConns
 	to     endpoint
 
@@ -61,7 +62,7 @@ var (
 
 // exchange sends r on conn. began says whether anything has been answered.
 func (t *Direct) exchange(r *http.Request, target string, to endpoint, conn net.Conn) (res *http.Response, began bool, err error) {
-	x := &exchange{conn: conn, ctx: r.Context(), head: headLimit{Conn: conn, left: maxAnswerHead}, keep: t.idle.most > 0 && !r.Close && t.reuses(r), idle: &t.idle, to: to}
+	x := &exchange{conn: conn, ctx: r.Context(), head: headLimit{Conn: conn, left: maxAnswerHead}, keep: t.idle.most > 0 && !r.Close && t.reuses(r), settle: t.settles, idle: &t.idle, to: to}
 	x.r = readers.Get().(*bufio.Reader)
 	x.r.Reset(&x.head)
 	x.stop = context.AfterFunc(x.ctx, func() { _ = conn.Close() })
@@ -97,6 +98,12 @@ func (x *exchange) fail(err error) error {
 // end gives back what is borrowed, and keeps the connection if the answer came to its proper end and
 // everything else allows it. It is for who reads.
 func (x *exchange) end(proper bool) {
+	if proper && x.settle && x.sent != nil {
+		select {
+		case <-x.sent: // the answer may come before it is known that the last byte has been written
+		case <-x.ctx.Done():
+		}
+	}
 	x.ending.Lock()
 	defer x.ending.Unlock()
 	if x.over {

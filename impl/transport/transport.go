@@ -125,7 +125,7 @@ const bootDial = 150 * time.Millisecond
 // is repeated until the guest has booted, and for those after it on the same connection, if it is quiet for less than
 // 610 s. The owner calls CloseIdleConnections when the guest is gone or about to be stopped.
 func NewBootTransport() *Direct {
-	return &Direct{DialContext: dialer(bootDial).DialContext, idle: idleConns{most: 1, life: idleClient}, steady: true}
+	return &Direct{DialContext: dialer(bootDial).DialContext, idle: idleConns{most: 1, life: idleClient}, steady: true, settles: true}
 }
 
 var guestDialer = dialer(dialGuest)

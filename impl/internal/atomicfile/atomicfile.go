@@ -52,7 +52,7 @@ func write(path string, data []byte, perm os.FileMode, durable bool) (err error)
 	if err = os.Rename(tmp.Name(), path); err != nil {
 		return err
 	}
-	if err := tmp.Close(); err != nil || !durable {
+	if err = tmp.Close(); err != nil || !durable {
 		return err
 	}
 	return SyncDir(dir)
