@@ -209,10 +209,10 @@ func (x *exchange) receive(r *http.Request, trace *httptrace.ClientTrace) (*http
 			return nil, err
 		}
 		if res.StatusCode == http.StatusContinue {
-			x.proceed(true)
 			if trace != nil && trace.Got100Continue != nil {
-				trace.Got100Continue()
+				trace.Got100Continue() // first: a body may be made of what it tells
 			}
+			x.proceed(true)
 		}
 		if interim := res.StatusCode < 200 && res.StatusCode != http.StatusSwitchingProtocols; interim {
 			if trace != nil && trace.Got1xxResponse != nil {

@@ -7,7 +7,9 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httptrace"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -69,4 +71,28 @@ func TestABootConnectionWaitsNoLongerThanItsRequest(t *testing.T) {
 	case <-time.After(wait):
 		require.Fail(t, "it waits for a body that never ends")
 	}
+}
+
+// TestABodyIsReadOnceItIsKnownThatItIsAskedFor: what a guest is told of the time depends on when it asked.
+func TestABodyIsReadOnceItIsKnownThatItIsAskedFor(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) }))
+	defer srv.Close()
+	tr := NewBootTransport()
+	defer tr.CloseIdleConnections()
+	var asked, read atomic.Bool
+	ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{Got100Continue: func() {
+		time.Sleep(50 * time.Millisecond)
+		asked.Store(true)
+	}})
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, srv.URL, readerFunc(func([]byte) (int, error) {
+		read.Store(true)
+		assert.True(t, asked.Load())
+		return 0, io.EOF
+	}))
+	require.NoError(t, err)
+	r.Header.Set("Expect", "100-continue")
+	res, err := tr.RoundTrip(r)
+	require.NoError(t, err)
+	require.NoError(t, res.Body.Close())
+	assert.True(t, read.Load())
 }
