@@ -36,7 +36,8 @@ var rules = []rule{
 	{"impl/safename", nil, "the floor"},
 	{"impl/egress", nil, "the floor: what rules mean is the same for the API, the domain and the kernel"},
 	{"impl/need", nil, "the floor"},
-	{"impl/transport", nil, "the floor"},
+	{"impl/transport", []string{"impl/transport/hopserver"}, "the floor"},
+	{"impl/transport/hopserver", nil, "the floor: HTTP alone"},
 	{"impl/netns", nil, "the floor"},
 	{"impl/netns/netnstest", []string{"impl/netns", "impl/need"}, "test support of netns"},
 	{"impl/internal/...", nil, "the floor"},
@@ -60,7 +61,7 @@ var rules = []rule{
 	{"impl/qemu", []string{"impl/transport", "impl/internal/..."}, "a program of its own: knows Firecracker's wire, not our client of it"},
 	{"impl/portproxy", []string{"impl/transport", "impl/safename", "impl/portproxy/internal/..."}, "knows addresses, not sandboxes"},
 	{"impl/portproxy/internal/former", nil, "names defects, which only portproxytest may turn on"},
-	{"impl/portproxy/portproxytest", []string{"impl/portproxy", "impl/portproxy/internal/...", "impl/transport"}, "the proxy on loopback, for suites"},
+	{"impl/portproxy/portproxytest", []string{"impl/portproxy", "impl/portproxy/internal/...", "impl/transport", "impl/transport/hopserver"}, "the proxy on loopback, for suites"},
 
 	// The guest's daemon shares nothing with the host but the wire.
 	{"impl/envd/...", []string{"impl/envd/...", "proto/gen/..."}, "nothing of the host side runs in a guest"},
@@ -68,7 +69,7 @@ var rules = []rule{
 	// The agent wires the domain to the adapters.
 	{"impl/agent", []string{
 		"impl/sandbox", "impl/snapshot", "impl/memfile", "impl/uffd", "impl/firecracker", "impl/network", "impl/netns", "impl/egress", "impl/rootfs", "impl/envdclient", "impl/portproxy",
-		"impl/transport", "impl/safename", "impl/internal/...", "proto/gen/...",
+		"impl/transport", "impl/transport/hopserver", "impl/safename", "impl/internal/...", "proto/gen/...",
 	}, "the one place where adapters meet"},
 
 	// The control plane knows agents by their wire alone.
@@ -77,7 +78,7 @@ var rules = []rule{
 	{"impl/store", []string{"impl/internal/..."}, "the control plane's memory"},
 	{"impl/store/storetest", []string{"impl/store"}, "the suite that each database passes"},
 	{"impl/controlplane", []string{
-		"impl/agentclient", "impl/store", "impl/portproxy", "impl/session", "impl/envdclient", "impl/transport", "impl/safename", "impl/egress", "proto", "proto/gen/...",
+		"impl/agentclient", "impl/store", "impl/portproxy", "impl/session", "impl/envdclient", "impl/transport", "impl/transport/hopserver", "impl/safename", "impl/egress", "proto", "proto/gen/...",
 	}, "knows agents by their wire alone, and guests by their daemon's"},
 
 	// Clients and programs.
@@ -209,14 +210,14 @@ func lines(t *testing.T, path string) int {
 	return n
 }
 
-// guestServers are the servers that run in a guest, which shares no code with the host: the daemon's, and that
-// of a program which tests bring.
-var guestServers = []string{"../impl/envd/envd.go", "../guest/drift/main.go"}
+// guestServers are the servers that run in a guest, which shares no code with the host: the daemon's, and those
+// of programs which tests and benchmarks bring.
+var guestServers = []string{"../impl/envd/envd.go", "../guest/drift/main.go", "../bench/actor/guest.go"}
 
 // TestT02_TransportsAndServersAreMadeInOnePlace: each carries numbers that need a reason, and they are
 // all in impl/transport.
 func TestT02_TransportsAndServersAreMadeInOnePlace(t *testing.T) {
-	made := regexp.MustCompile(`\bhttp\.(Transport|Server)\{|&http\.Client\{\}`)
+	made := regexp.MustCompile(`\bhttp\.(Transport|Server)\{|\bhopserver\.Server\{|&http\.Client\{\}`)
 	err := filepath.WalkDir("..", func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -240,14 +241,15 @@ func TestT02_TransportsAndServersAreMadeInOnePlace(t *testing.T) {
 // streamPaths are the packages through which terminals pass, with what of their files may bound something by
 // time, and why that does not bound a stream.
 var streamPaths = map[string]map[string]string{
-	"transport":    {"direct.go": "the dial"},
-	"portproxy":    {"resume.go": "the wait for a paused sandbox to wake"},
-	"session":      {"session.go": "the first messages, and the kill of a client that has gone", "client.go": "resizes and signals", "input.go": "the answer to a probe"},
-	"envdclient":   {"exec.go": "the kill after a caller that has gone", "client.go": "tries of the first call"},
-	"envd":         {"envd.go": "the shutdown", "freeze.go": "the rehearsal of a freeze, which no request waits for"},
-	"envd/process": {"fanout.go": "the wait for a full queue"},
-	"envd/stream":  {},
-	"envd/ports":   {},
+	"transport":           {"direct.go": "the dial"},
+	"transport/hopserver": {"conn.go": "what a client sends that has its answer"},
+	"portproxy":           {"resume.go": "the wait for a paused sandbox to wake"},
+	"session":             {"session.go": "the first messages, and the kill of a client that has gone", "client.go": "resizes and signals", "input.go": "the answer to a probe"},
+	"envdclient":          {"exec.go": "the kill after a caller that has gone", "client.go": "tries of the first call"},
+	"envd":                {"envd.go": "the shutdown", "freeze.go": "the rehearsal of a freeze, which no request waits for"},
+	"envd/process":        {"fanout.go": "the wait for a full queue"},
+	"envd/stream":         {},
+	"envd/ports":          {},
 }
 
 // TestT04_NothingOnStreamPathsBoundsAWholeStream looks for what has cut terminals elsewhere: a client with one

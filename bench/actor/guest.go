@@ -57,7 +57,7 @@ func serveHTTP(ctx context.Context, addr string) error {
 	if err != nil {
 		return err
 	}
-	srv := transport.NewServer(routes(ctx), transport.Proxy)
+	srv := &http.Server{Handler: routes(ctx), ReadHeaderTimeout: transport.ReadHeaderTimeout}
 	defer context.AfterFunc(ctx, func() { _ = srv.Close() })()
 	if err := srv.Serve(l); ctx.Err() == nil {
 		return err

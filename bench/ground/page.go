@@ -36,7 +36,7 @@ func (c *Client) Page(tb testing.TB, port int) string {
 		if err := joinSocket(w, r, one); err != nil {
 			http.Error(w, err.Error(), http.StatusBadGateway)
 		}
-	}), transport.Proxy)
+	}))
 	l, err := new(net.ListenConfig).Listen(tb.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(tb, err)
 	ended := make(chan struct{})

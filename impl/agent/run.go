@@ -19,6 +19,7 @@ import (
 	"wrenn/impl/rootfs"
 	"wrenn/impl/sandbox"
 	"wrenn/impl/transport"
+	"wrenn/impl/transport/hopserver"
 	"wrenn/proto/gen/hostagent/v1/hostagentv1connect"
 )
 
@@ -146,7 +147,7 @@ func (h *host) assemble(choice Choice, vmm *vmmPart) error {
 func (h *host) serve(ctx context.Context, listener net.Listener, finish func(context.Context) (sandbox.Recovered, error)) error {
 	mux := http.NewServeMux()
 	mux.Handle(hostagentv1connect.NewHostAgentServiceHandler(h.handler))
-	server := transport.NewServer(h.proxy.Protect(h.cfg.Token, mux), transport.Proxy)
+	server := transport.NewProxyServer(h.proxy.Protect(h.cfg.Token, mux))
 	server.ErrorLog = slog.NewLogLogger(h.cfg.Logger.Handler(), slog.LevelDebug)
 	failed := make(chan error, 1)
 	go func() { failed <- server.Serve(transport.Listen(listener, nil)) }()
@@ -174,7 +175,7 @@ func (h *host) serve(ctx context.Context, listener net.Listener, finish func(con
 
 // stop ends the sandboxes or lets them go, and cuts the connections that are left: a stream has no end
 // of its own.
-func (h *host) stop(ctx context.Context, server *http.Server) error {
+func (h *host) stop(ctx context.Context, server *hopserver.Server) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
 	defer cancel()
 	running := h.manager.List()

@@ -216,7 +216,7 @@ func TestU01_PlacementTakesTheLeastLoadedAgent(t *testing.T) {
 	}
 	assert.Len(t, a.ids(), 1)
 	assert.Len(t, b.ids(), 3)
-	b.http.Close() // the rest goes to the agent that answers
+	b.close() // the rest goes to the agent that answers
 	p.create(nil)
 	assert.Len(t, a.ids(), 2)
 }

@@ -20,6 +20,7 @@ import (
 	"wrenn/impl/envdclient"
 	"wrenn/impl/session"
 	"wrenn/impl/transport"
+	"wrenn/impl/transport/hopserver"
 )
 
 // tick is what every clock of the servers and transports on the way is shortened to.
@@ -27,13 +28,9 @@ const tick = 150 * time.Millisecond
 
 // shorten shortens the clocks of one server or transport, all but that of dials, which is over when a stream
 // begins.
-func shorten(srv *http.Server, tr *transport.Direct) {
-	if srv != nil {
-		srv.ReadHeaderTimeout, srv.IdleTimeout = tick, tick
-	}
-	if tr != nil {
-		tr.KeepIdle(tick)
-	}
+func shorten(api *http.Server, proxy *hopserver.Server, streams *transport.Direct) {
+	api.ReadHeaderTimeout, api.IdleTimeout, proxy.HeaderTimeout, proxy.IdleTimeout = tick, tick, tick, tick
+	streams.KeepIdle(tick)
 }
 
 // terminal is a terminal through any door.
@@ -73,7 +70,7 @@ func TestT04_StreamsOutliveEveryTimeout(t *testing.T) {
 	const sum = (3*2 + 2*3 + 2) * tick
 
 	guestAddr := runDaemon(t)
-	a := newStandIn(t, http.NotFoundHandler(), func(s *http.Server) { shorten(s, nil) })
+	a := newStandIn(t, http.NotFoundHandler(), func(s *hopserver.Server) { s.HeaderTimeout, s.IdleTimeout = tick, tick })
 	a.guest = &url.URL{Scheme: "http", Host: guestAddr}
 	p := startPlane(t, []agentclient.Config{a.config("one")}, func(c *Config) {
 		c.Sessions, c.ReconcileInterval, c.tune = clocks, tick, shorten
@@ -98,7 +95,7 @@ func TestT04_StreamsOutliveEveryTimeout(t *testing.T) {
 	}
 	doors := map[string]func(t *testing.T, script string) terminal{
 		"daemon":          connect("http://"+guestAddr, nil),
-		"agent":           connect(a.http.URL+"/proxy/"+sb.SandboxID+"/49983", http.Header{transport.AgentTokenHeader: {agentToken}}),
+		"agent":           connect(a.url+"/proxy/"+sb.SandboxID+"/49983", http.Header{transport.AgentTokenHeader: {agentToken}}),
 		"proxy by header": connect("http://"+p.proxy, http.Header{"E2b-Sandbox-Id": {sb.SandboxID}, "E2b-Sandbox-Port": {"49983"}}),
 		"WebSocket": func(t *testing.T, script string) terminal {
 			conn, _, err := p.dial("/sandboxes/"+sb.SandboxID+"/pty", http.Header{"X-Api-Key": {p.key}})

@@ -10,6 +10,7 @@ import (
 	"wrenn/impl/agentclient"
 	"wrenn/impl/session"
 	"wrenn/impl/transport"
+	"wrenn/impl/transport/hopserver"
 )
 
 // Defaults of Config.
@@ -53,8 +54,8 @@ type Config struct {
 	Ready  func(Addresses)
 	Logger *slog.Logger
 
-	// tune changes each server and transport before its first use; for tests that shorten their clocks.
-	tune func(*http.Server, *transport.Direct)
+	// tune changes servers and transports before their first use; for tests that shorten their clocks.
+	tune func(api *http.Server, proxy *hopserver.Server, streams *transport.Direct)
 }
 
 // Addresses are where a running control plane listens, as host:port.

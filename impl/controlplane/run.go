@@ -78,17 +78,19 @@ func (s *server) run(ctx context.Context) error {
 		return errors.Join(fmt.Errorf("listen for the sandbox proxy: %w", err), api.Close())
 	}
 	bulk := transport.NewProxyTransport()
-	if s.cfg.tune != nil {
-		s.cfg.tune(nil, s.streams)
-	}
 	defer bulk.CloseIdleConnections()
 	defer s.streams.CloseIdleConnections()
 	edge := portproxy.NewEdge(portproxy.EdgeConfig{Lookup: s.lookup, Resumer: resumer{s}, Bulk: bulk, Streams: s.streams, Logger: s.cfg.Logger})
 	defer edge.Close()
 
 	// Connections to sandboxes hang on ctx, so that tunnels end with it; API calls outlive it for the grace.
-	apiServer := s.httpServer(context.WithoutCancel(ctx), s, transport.API)
-	proxyServer := s.httpServer(ctx, edge, transport.Proxy)
+	logger := slog.NewLogLogger(s.cfg.Logger.Handler(), slog.LevelDebug)
+	apiServer, proxyServer := transport.NewServer(s), transport.NewProxyServer(edge)
+	apiServer.ErrorLog, proxyServer.ErrorLog = logger, logger
+	apiServer.BaseContext, proxyServer.BaseContext = func(net.Listener) context.Context { return context.WithoutCancel(ctx) }, ctx
+	if s.cfg.tune != nil {
+		s.cfg.tune(apiServer, proxyServer, s.streams)
+	}
 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -120,18 +122,8 @@ func (s *server) run(ctx context.Context) error {
 	return err
 }
 
-func (s *server) httpServer(ctx context.Context, h http.Handler, kind transport.Kind) *http.Server {
-	srv := transport.NewServer(h, kind)
-	srv.BaseContext = func(net.Listener) context.Context { return ctx }
-	srv.ErrorLog = slog.NewLogLogger(s.cfg.Logger.Handler(), slog.LevelDebug)
-	if s.cfg.tune != nil {
-		s.cfg.tune(srv, nil)
-	}
-	return srv
-}
-
 // serve returns why it ended, or nil if it was told to.
-func serve(srv *http.Server, l net.Listener, p *transport.Pacer) error {
+func serve(srv interface{ Serve(l net.Listener) error }, l net.Listener, p *transport.Pacer) error {
 	if err := srv.Serve(transport.Listen(l, p)); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve %s: %w", l.Addr(), err)
 	}

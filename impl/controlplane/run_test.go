@@ -161,7 +161,7 @@ func TestTheCommandLine(t *testing.T) {
 	// Settings come from the environment, and flags win over it.
 	t.Setenv("WRENN_CP_DATABASE", database)
 	t.Setenv("WRENN_CP_SECRET", strings.Repeat("07", 32))
-	t.Setenv("WRENN_CP_AGENTS", "one="+agentToken+"@"+a.http.URL)
+	t.Setenv("WRENN_CP_AGENTS", "one="+agentToken+"@"+a.url)
 	t.Setenv("WRENN_CP_PROXY_LISTEN", "nonsense")
 	out, err := run(t.Context(), "--api-listen", "127.0.0.1:0", "--proxy-listen", "127.0.0.1:0")
 	require.NoError(t, err, out)

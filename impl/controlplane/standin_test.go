@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -23,6 +24,7 @@ import (
 	"wrenn/impl/agentclient"
 	"wrenn/impl/portproxy"
 	"wrenn/impl/transport"
+	"wrenn/impl/transport/hopserver"
 	hostagentv1 "wrenn/proto/gen/hostagent/v1"
 	"wrenn/proto/gen/hostagent/v1/hostagentv1connect"
 )
@@ -35,7 +37,8 @@ type standIn struct {
 	hostagentv1connect.UnimplementedHostAgentServiceHandler
 	proxy *portproxy.Host
 	guest *url.URL
-	http  *httptest.Server
+	url   string
+	close func() // as the agent's host goes down
 
 	mu        sync.Mutex
 	sandboxes map[string]*hostagentv1.Sandbox
@@ -50,7 +53,7 @@ type standIn struct {
 }
 
 // newStandIn starts an agent whose guests are served by guest.
-func newStandIn(t testing.TB, guest http.Handler, tune ...func(*http.Server)) *standIn {
+func newStandIn(t testing.TB, guest http.Handler, tune ...func(*hopserver.Server)) *standIn {
 	t.Helper()
 	a := &standIn{sandboxes: map[string]*hostagentv1.Sandbox{}, requests: map[string]*hostagentv1.CreateSandboxRequest{}, snapshots: map[string]*hostagentv1.Snapshot{}, templates: []string{"base"}}
 	g := httptest.NewServer(guest)
@@ -77,18 +80,26 @@ func newStandIn(t testing.TB, guest http.Handler, tune ...func(*http.Server)) *s
 	})
 	mux := http.NewServeMux()
 	mux.Handle(hostagentv1connect.NewHostAgentServiceHandler(a))
-	a.http = httptest.NewUnstartedServer(transport.RequireAgentToken(agentToken, a.proxy.Mount(mux)))
-	a.http.Config.Handler, a.http.Config = nil, transport.NewServer(a.http.Config.Handler, transport.Proxy)
+	srv := transport.NewProxyServer(transport.RequireAgentToken(agentToken, a.proxy.Mount(mux)))
+	srv.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)
 	for _, change := range tune {
-		change(a.http.Config)
+		change(srv)
 	}
-	a.http.Start()
-	t.Cleanup(a.http.Close)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	ended := make(chan error, 1)
+	go func() { ended <- srv.Serve(l) }()
+	a.close = sync.OnceFunc(func() {
+		assert.NoError(t, srv.Close())
+		assert.ErrorIs(t, <-ended, http.ErrServerClosed)
+	})
+	t.Cleanup(a.close)
+	a.url = "http://" + l.Addr().String()
 	return a
 }
 
 func (a *standIn) config(name string) agentclient.Config {
-	return agentclient.Config{Name: name, URL: a.http.URL, Token: agentToken}
+	return agentclient.Config{Name: name, URL: a.url, Token: agentToken}
 }
 
 // with runs f while nothing else touches the stand-in.

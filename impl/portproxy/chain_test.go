@@ -32,7 +32,8 @@ type chain struct {
 	t     *testing.T
 	edge  string // host:port
 	host  *Host
-	agent *httptest.Server
+	agent string       // its URL
+	stop  func()       // ends the agent
 	guest *net.TCPAddr // where all ports of all sandboxes lead
 
 	mu      sync.Mutex
@@ -44,7 +45,8 @@ type chain struct {
 	dial    func(ctx context.Context, network, addr string) (net.Conn, error) // instead of to guest
 	idle    time.Duration
 	most    int
-	closed  bool // the guest's port refuses
+	closed  bool                // the guest's port refuses
+	seen    func(*http.Request) // is told of what the agent is asked; may be nil
 }
 
 // newChain starts edge and agent before a guest at addr, with one running sandbox, "abc".
@@ -58,17 +60,15 @@ func newChain(t *testing.T, guest net.Addr, settings ...func(*chain)) *chain {
 	c.host = NewHost(HostConfig{
 		Lookup: c.lookup, Dial: c.dialGuest, Logger: logger, TunnelIdle: c.idle, MaxInFlight: c.most, GuestAddr: netip.MustParseAddr("169.254.0.21"),
 	})
-	c.agent = httptest.NewUnstartedServer(nil)
-	c.agent.Config = transport.NewServer(transport.RequireAgentToken(token, c.host.Mount(http.NotFoundHandler())), transport.Proxy)
-	c.agent.Start()
 	t.Cleanup(c.host.Close)
-	t.Cleanup(c.agent.Close)
-	agentURL, err := url.Parse(c.agent.URL)
+	var agent string
+	agent, c.stop = serve(t, transport.RequireAgentToken(token, c.host.Mount(http.NotFoundHandler())), c.seen)
+	c.agent = "http://" + agent
+	agentURL, err := url.Parse(c.agent)
 	require.NoError(t, err)
 	bulk, streams := transport.NewProxyTransport(), transport.NewStreamProxyTransport()
 	t.Cleanup(bulk.CloseIdleConnections)
 	t.Cleanup(streams.CloseIdleConnections)
-	edge := httptest.NewUnstartedServer(nil)
 	door := NewEdge(EdgeConfig{
 		Bulk: bulk, Streams: streams, Logger: logger, Resumer: resumerFunc(c.wake), TunnelIdle: c.idle,
 		Lookup: func(_ context.Context, id string) (AgentTarget, error) {
@@ -79,12 +79,30 @@ func newChain(t *testing.T, guest net.Addr, settings ...func(*chain)) *chain {
 			return target, c.errs[id]
 		},
 	})
-	edge.Config = transport.NewServer(door, transport.Proxy)
-	edge.Start()
 	t.Cleanup(door.Close)
-	t.Cleanup(edge.Close)
-	c.edge = edge.Listener.Addr().String()
+	c.edge, _ = serve(t, door, nil)
 	return c
+}
+
+// serve serves h, and tells seen of each request first, until the test ends or it is stopped.
+func serve(t *testing.T, h http.Handler, seen func(*http.Request)) (addr string, stop func()) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	srv := transport.NewProxyServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if seen != nil {
+			seen(r)
+		}
+		h.ServeHTTP(w, r)
+	}))
+	ended := make(chan error, 1)
+	go func() { ended <- srv.Serve(transport.Listen(l, nil)) }()
+	stop = sync.OnceFunc(func() {
+		assert.NoError(t, srv.Close())
+		assert.ErrorIs(t, <-ended, http.ErrServerClosed)
+	})
+	t.Cleanup(stop)
+	return l.Addr().String(), stop
 }
 
 type resumerFunc func(ctx context.Context, id string) error

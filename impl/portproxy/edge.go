@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/http/httputil"
 	"net/url"
 	"strconv"
 	"strings"
@@ -49,21 +48,10 @@ type EdgeConfig struct {
 
 // Edge is the public door to sandboxes' ports.
 type Edge struct {
-	cfg           EdgeConfig
-	bulk, streams *httputil.ReverseProxy
-	tunnels       tunnels
-	waker         waker
+	cfg     EdgeConfig
+	tunnels tunnels
+	waker   waker
 }
-
-// routed is what the edge knows of a request when it hands it to a ReverseProxy.
-type routed struct {
-	to     route
-	target AgentTarget
-	host   string // as the client sent it
-	byName bool   // it is {port}-{sandbox}
-}
-
-type routedKey struct{}
 
 // NewEdge returns the control plane's proxy: it finds sandbox and port in the host name
 // ({port}-{sandbox}.{domain}, whatever the domain) or in the headers E2b-Sandbox-Id and E2b-Sandbox-Port,
@@ -72,52 +60,12 @@ type routedKey struct{}
 func NewEdge(cfg EdgeConfig) *Edge {
 	e := &Edge{cfg: cfg, waker: waker{resumer: cfg.Resumer}}
 	e.tunnels.idle = cmp.Or(cfg.TunnelIdle, DefaultTunnelIdle)
-	e.bulk, e.streams = e.newProxy(cfg.Bulk), e.newProxy(cfg.Streams)
 	return e
 }
 
 // Close cuts the upgraded connections, which live on when the server around e has ended, and waits for
 // their end. Requests under way are the server's to end.
 func (e *Edge) Close() { e.tunnels.close() }
-
-func (e *Edge) newProxy(rt http.RoundTripper) *httputil.ReverseProxy {
-	return &httputil.ReverseProxy{
-		Transport:  upgrader{rt},
-		BufferPool: bufferPool{},
-		ErrorLog:   slog.NewLogLogger(e.cfg.Logger.Handler(), slog.LevelDebug),
-		Rewrite:    rewriteAtEdge,
-		ModifyResponse: func(res *http.Response) error {
-			if hasReferences(res.Header) {
-				in := res.Request.Context().Value(routedKey{}).(routed)
-				nameForm{to: in.to, host: in.host, byName: in.byName}.rewriter().header(res.Header)
-			}
-			return nil
-		},
-		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
-			to := r.Context().Value(routedKey{}).(routed).to
-			if errors.Is(err, errUpgraded) || errors.Is(err, context.Canceled) {
-				return // the tunnel begins, or the client has gone
-			}
-			e.cfg.Logger.WarnContext(r.Context(), "agent did not answer a proxied request", "sandbox", to.id, "port", to.port, "error", err)
-			hostAnswer(to, err).write(w, r)
-		},
-	}
-}
-
-func rewriteAtEdge(pr *httputil.ProxyRequest) {
-	to := pr.In.Context().Value(routedKey{}).(routed)
-	dropPrivate(pr.Out.Header)
-	pr.Out.Trailer = pr.In.Trailer // the map itself: it is filled when the body ends
-	setTarget(pr, *to.target.URL, Path(to.to.id, to.to.port)+rawTarget(pr.In))
-	if to.target.MaskHost != "" && to.to.port != EnvdPort {
-		pr.Out.Host = strings.ReplaceAll(to.target.MaskHost, "${PORT}", strconv.Itoa(int(to.to.port)))
-	}
-	pr.Out.Header.Set(transport.AgentTokenHeader, to.target.Token)
-	pr.Out.Header.Set("X-Forwarded-Host", pr.In.Host)
-	if ip, _, err := net.SplitHostPort(pr.In.RemoteAddr); err == nil {
-		pr.Out.Header.Set("X-Forwarded-For", ip)
-	}
-}
 
 // ServeHTTP routes one request.
 func (e *Edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -145,15 +93,41 @@ func (e *Edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		a.write(w, r)
 		return
 	}
-	proxy, flow := e.bulk, (*transport.Flow)(nil)
 	if to.isStream(r.URL.Path) {
-		proxy, flow = e.streams, transport.PreferLatency(r)
+		e.pass(w, r, to, target, e.cfg.Streams, transport.PreferLatency(r))
 	} else {
 		transport.PreferThroughput(r)
+		e.pass(w, r, to, target, e.cfg.Bulk, nil)
 	}
-	_, _, byName := nameLabel(r.Host)
-	in := routed{to: to, target: target, host: r.Host, byName: byName}
-	e.tunnels.pass(proxy, flow, w, r.WithContext(context.WithValue(r.Context(), routedKey{}, in)), func() {})
+}
+
+// pass makes the exchange with the agent of a sandbox.
+func (e *Edge) pass(w http.ResponseWriter, r *http.Request, to route, target AgentTarget, via http.RoundTripper, flow *transport.Flow) {
+	host := r.Host
+	p := newPassage(w, r, target.URL, Path(to.id, to.port)+rawTarget(r))
+	p.via, p.flow = via, flow
+	if target.MaskHost != "" && to.port != EnvdPort {
+		r.Host = strings.ReplaceAll(target.MaskHost, "${PORT}", strconv.Itoa(int(to.port)))
+	}
+	r.Header[transport.AgentTokenHeader] = []string{target.Token}
+	r.Header["X-Forwarded-Host"] = []string{host}
+	if ip, _, err := net.SplitHostPort(r.RemoteAddr); err == nil {
+		r.Header["X-Forwarded-For"] = []string{ip}
+	}
+	p.refine = func(h http.Header) {
+		if hasReferences(h) {
+			_, _, byName := nameLabel(host)
+			nameForm{to: to, host: host, byName: byName}.rewriter().header(h)
+		}
+	}
+	p.fail = func(err error) {
+		if errors.Is(err, context.Canceled) {
+			return // the client has gone
+		}
+		e.cfg.Logger.WarnContext(r.Context(), "agent did not answer a proxied request", "sandbox", to.id, "port", to.port, "error", err)
+		hostAnswer(to, err).write(w, r)
+	}
+	e.tunnels.pass(p)
 }
 
 // find looks the sandbox up, holds the traffic token against it, and wakes it where it sleeps.

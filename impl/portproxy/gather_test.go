@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"net/http/httputil"
 	"net/url"
 	"testing"
 
@@ -37,15 +36,14 @@ func TestAPieceOfUnknownLengthLeavesInOneWrite(t *testing.T) {
 	require.NoError(t, err)
 	direct := transport.NewProxyTransport()
 	defer direct.CloseIdleConnections()
-	proxy := &httputil.ReverseProxy{
-		Rewrite: func(pr *httputil.ProxyRequest) { pr.SetURL(at) }, Transport: upgrader{direct}, BufferPool: bufferPool{},
-	}
 	var ts tunnels
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
-	srv := transport.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		ts.pass(proxy, nil, w, r, func() {})
-	}), transport.Proxy)
+	srv := transport.NewProxyServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		p := newPassage(w, r, at, "/")
+		p.via, p.refine = direct, func(http.Header) {}
+		ts.pass(p)
+	}))
 	go func() { _ = srv.Serve(transport.Listen(l, nil)) }()
 	defer srv.Close()
 

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/http"
-	"net/http/httputil"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -24,15 +22,10 @@ const (
 	// therefore answered after 0.3 s, within the second that clients are promised.
 	dialAttempts = 3
 	dialPause    = 100 * time.Millisecond
-
-	// maxCached bounds the ReverseProxies kept per sandbox. The key holds the Host header, which the
-	// client chooses; beyond the bound a proxy serves one request and is dropped. A sandbox has a
-	// handful of ports and each a name or two.
-	maxCached = 256
 )
 
 // guest is the proxy's view of one life of one sandbox at one address: its connections, which end
-// together, and its ReverseProxies. Nothing of it survives evict.
+// together, and the transports that keep them. Nothing of it survives evict.
 type guest struct {
 	addr      netip.Addr
 	dial      func(ctx context.Context, network, addr string) (net.Conn, error)
@@ -41,17 +34,9 @@ type guest struct {
 
 	inFlight atomic.Int64 // exchanges under way
 
-	proxies sync.Map // proxyKey → *httputil.ReverseProxy
-	cached  atomic.Int64
-
 	mu      sync.Mutex
 	evicted bool
 	conns   map[*guestConn]struct{}
-}
-
-type proxyKey struct {
-	port uint16
-	host string
 }
 
 // guestConn is a connection to a guest. It embeds the TCPConn itself so that CloseWrite, by which half-closed
@@ -67,30 +52,6 @@ func (c *guestConn) Close() error {
 	delete(c.guest.conns, c)
 	c.guest.mu.Unlock()
 	return c.TCPConn.Close()
-}
-
-// to returns the transport to one of the guest's ports.
-func (g *guest) to(port uint16) http.RoundTripper {
-	if port == EnvdPort {
-		return g.streams
-	}
-	return g.transport
-}
-
-// proxy returns the ReverseProxy for port under the public name host, made by build on first use.
-func (g *guest) proxy(port uint16, host string, build func() *httputil.ReverseProxy) *httputil.ReverseProxy {
-	key := proxyKey{port: port, host: host}
-	if p, ok := g.proxies.Load(key); ok {
-		return p.(*httputil.ReverseProxy)
-	}
-	if g.cached.Load() >= maxCached {
-		return build()
-	}
-	p, loaded := g.proxies.LoadOrStore(key, build())
-	if !loaded {
-		g.cached.Add(1)
-	}
-	return p.(*httputil.ReverseProxy)
 }
 
 // dialRetrying connects to one of the guest's ports. Only a dial that was refused is repeated: nothing of

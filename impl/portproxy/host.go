@@ -13,7 +13,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/http/httputil"
 	"net/netip"
 	"net/url"
 	"path"
@@ -141,7 +140,7 @@ func (h *Host) lookup(ctx context.Context, id string) (*guest, error) {
 
 // ServeHTTP passes one request on to a guest.
 func (h *Host) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	to, _, err := pathRoute(r.RequestURI)
+	to, rest, err := pathRoute(r.RequestURI)
 	if err != nil {
 		writeBadRoute(w, err)
 		return
@@ -160,19 +159,52 @@ func (h *Host) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		a.write(w, r)
 		return
 	}
-	flow := (*transport.Flow)(nil)
-	if to.isStream(decoded) {
-		flow = transport.PreferLatency(r)
-	} else {
-		transport.PreferThroughput(r)
-	}
 	if g.inFlight.Add(1) > int64(h.cfg.MaxInFlight) {
 		g.inFlight.Add(-1)
 		lookupAnswer(to, errTooMany).write(w, r)
 		return
 	}
-	proxy := g.proxy(to.port, r.Host, func() *httputil.ReverseProxy { return h.newProxy(g, to) })
-	h.tunnels.pass(proxy, flow, w, r, func() { g.inFlight.Add(-1) })
+	if h.defects.JoinPath {
+		rest = path.Join("/", decoded)
+	}
+	via, flow := g.transport, (*transport.Flow)(nil)
+	if to.port == EnvdPort {
+		via = g.streams
+	}
+	if to.isStream(decoded) {
+		flow = transport.PreferLatency(r)
+	} else {
+		transport.PreferThroughput(r)
+	}
+	h.pass(w, r, g, to, rest, via, flow)
+}
+
+// pass makes the exchange with a guest.
+func (h *Host) pass(w http.ResponseWriter, r *http.Request, g *guest, to route, rest string, via http.RoundTripper, flow *transport.Flow) {
+	client, public := r.Header["X-Forwarded-For"], r.Header["X-Forwarded-Host"] // from our own control plane: the token says so
+	p := newPassage(w, r, &url.URL{Scheme: "http", Host: netip.AddrPortFrom(g.addr, to.port).String()}, rest)
+	p.via, p.flow, p.done = via, flow, func() { g.inFlight.Add(-1) }
+	if client != nil {
+		r.Header["X-Forwarded-For"] = client
+	}
+	if public != nil {
+		r.Header["X-Forwarded-Host"] = public
+	}
+	p.refine = func(header http.Header) {
+		if hasReferences(header) && !h.defects.LeaveReferences {
+			h.pathForm(g, to, r).rewriter().header(header)
+		}
+	}
+	p.fail = func(err error) {
+		if g.isEvicted() {
+			err = errors.Join(errEvicted, err)
+		} else if errors.Is(err, context.Canceled) {
+			return // the client has gone
+		}
+		h.cfg.Logger.DebugContext(r.Context(), "guest did not answer", "sandbox", to.id, "port", to.port, "error", err)
+		guestAnswer(to, err).write(w, r)
+	}
+	h.tunnels.pass(p)
 }
 
 // pathForm is the form of references in the answer to out, a request as it went to the guest.
@@ -187,45 +219,4 @@ func (h *Host) pathForm(g *guest, to route, out *http.Request) pathForm {
 		f.mask = out.Host
 	}
 	return f
-}
-
-func (h *Host) newProxy(g *guest, to route) *httputil.ReverseProxy {
-	base := url.URL{Scheme: "http", Host: netip.AddrPortFrom(g.addr, to.port).String()}
-	return &httputil.ReverseProxy{
-		Transport:  upgrader{g.to(to.port)},
-		BufferPool: bufferPool{},
-		ErrorLog:   slog.NewLogLogger(h.cfg.Logger.Handler(), slog.LevelDebug),
-		Rewrite: func(pr *httputil.ProxyRequest) {
-			_, rest, _ := pathRoute(pr.In.RequestURI)
-			dropPrivate(pr.Out.Header)
-			pr.Out.Trailer = pr.In.Trailer // the map itself: it is filled when the body ends
-			if h.defects.JoinPath {
-				rest = path.Join("/", pr.In.URL.Path[len(pathPrefix)+len(to.id)+1+len(strconv.Itoa(int(to.port))):])
-			}
-			setTarget(pr, base, rest)
-			for _, name := range []string{"X-Forwarded-For", "X-Forwarded-Host"} {
-				if v, ok := pr.In.Header[name]; ok { // from our own control plane: the token says so
-					pr.Out.Header[name] = v
-				}
-			}
-		},
-		ModifyResponse: func(res *http.Response) error {
-			if hasReferences(res.Header) && !h.defects.LeaveReferences {
-				h.pathForm(g, to, res.Request).rewriter().header(res.Header)
-			}
-			return nil
-		},
-		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
-			if errors.Is(err, errUpgraded) {
-				return // the tunnel begins
-			}
-			if g.isEvicted() {
-				err = errors.Join(errEvicted, err)
-			} else if errors.Is(err, context.Canceled) {
-				return // the client has gone
-			}
-			h.cfg.Logger.DebugContext(r.Context(), "guest did not answer", "sandbox", to.id, "port", to.port, "error", err)
-			guestAnswer(to, err).write(w, r)
-		},
-	}
 }

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// pieces are buffers for what moves through tunnels. 32 KiB is what io.Copy takes, beyond which loopback
+// pieces are buffers for bodies, and for what moves through tunnels. 32 KiB is what io.Copy takes, beyond which loopback
 // gains little; a tunnel holds one only from a read to the end of the write that follows.
 var pieces = sync.Pool{New: func() any { return new([32 << 10]byte) }}
 
@@ -83,12 +83,3 @@ func reader(c net.Conn) (func() (*[32 << 10]byte, int, error), error) {
 		return buf, max(n, 0), failure
 	}, nil
 }
-
-// bufferPool lends pieces to a ReverseProxy.
-type bufferPool struct{}
-
-// Get lends a buffer.
-func (bufferPool) Get() []byte { return pieces.Get().(*[32 << 10]byte)[:] }
-
-// Put takes it back.
-func (bufferPool) Put(b []byte) { pieces.Put((*[32 << 10]byte)(b)) }

@@ -78,7 +78,7 @@ const askedFor = "/dir/file?q"
 // askAgent asks the agent itself, by path, and returns the answer without following it.
 func (c *chain) askAgent(host, target string, header ...string) *http.Response {
 	c.t.Helper()
-	req, err := http.NewRequestWithContext(c.t.Context(), "GET", c.agent.URL, nil)
+	req, err := http.NewRequestWithContext(c.t.Context(), "GET", c.agent, nil)
 	require.NoError(c.t, err)
 	req.URL.Opaque = target
 	req.Host = host

@@ -117,7 +117,7 @@ func TestP08_ControlRoutesAreNotThereAndNotLookedUp(t *testing.T) {
 			assert.Equal(t, http.StatusNotFound, res.StatusCode, "%s %s", method, path)
 		}
 		// The agent refuses them too.
-		req, err := http.NewRequestWithContext(t.Context(), "POST", c.agent.URL, nil)
+		req, err := http.NewRequestWithContext(t.Context(), "POST", c.agent, nil)
 		require.NoError(t, err)
 		req.URL.Opaque = "/proxy/abc/49983" + path
 		req.Header.Set(transport.AgentTokenHeader, token)
@@ -168,7 +168,7 @@ func TestP08_RefusalsAreTheOnesThatSDKsKnow(t *testing.T) {
 	assert.Contains(t, res.Header.Get("Content-Type"), "text/plain")
 	assert.Contains(t, body, "{port}-{sandbox}")
 
-	c.agent.Close()
+	c.stop()
 	res, body = c.get("/x", byName)
 	assert.Equal(t, http.StatusServiceUnavailable, res.StatusCode, body)
 }

@@ -246,18 +246,16 @@ func TestP07_HeadHasALengthAndNoBody(t *testing.T) {
 func TestT07_TerminalsAndPortsShareNoConnection(t *testing.T) {
 	var mu sync.Mutex
 	peers := map[string]map[string]bool{} // sandbox port → the agent's peers
-	c := newHTTPChain(t, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
-	inner := c.agent.Config.Handler
-	c.agent.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	see := func(r *http.Request) {
 		port := strings.Split(r.URL.Path, "/")[3]
 		mu.Lock()
+		defer mu.Unlock()
 		if peers[port] == nil {
 			peers[port] = map[string]bool{}
 		}
 		peers[port][r.RemoteAddr] = true
-		mu.Unlock()
-		inner.ServeHTTP(w, r)
-	})
+	}
+	c := newHTTPChain(t, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}), func(c *chain) { c.seen = see })
 	for range 10 { // each finds the other's connections idle, and must not take them
 		c.get("/", "Host: 49983-abc.x")
 		c.get("/", byName)

@@ -2,21 +2,16 @@ package portproxy
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
-	"net/http/httptrace"
-	"net/http/httputil"
 	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"wrenn/impl/transport"
 )
 
 // DefaultTunnelIdle is how long an upgraded connection may carry no byte either way. A WebSocket that is
@@ -24,54 +19,19 @@ import (
 // it holds two descriptors per hop; vanished hosts are found by TCP's probes long before.
 const DefaultTunnelIdle = 2 * time.Hour
 
-// errUpgraded is how a round trip that ended in "101 Switching Protocols" leaves a ReverseProxy.
-var errUpgraded = errors.New("the connection was upgraded")
-
-// upgrade collects what becomes of a request that wants to upgrade its connection.
+// upgrade is what becomes of a request that wants to switch its connection to another protocol.
 type upgrade struct {
-	conn net.Conn // the one that the request went out on
-	res  *http.Response
+	asked string   // the protocol
+	conn  net.Conn // the one that the request went out on
+	res   *http.Response
 }
 
-type upgradeKey struct{}
-
-// upgrader is a RoundTripper that keeps an answer of 101 from the ReverseProxy, which would hold two
-// goroutines with 32 KiB of buffer each for as long as a tunnel lives, and the handler's with all that a
-// request needs.
-type upgrader struct{ http.RoundTripper }
-
-// RoundTrip makes one exchange.
-func (u upgrader) RoundTrip(r *http.Request) (*http.Response, error) {
-	up, ok := r.Context().Value(upgradeKey{}).(*upgrade)
-	if !ok {
-		res, err := u.RoundTripper.RoundTrip(r)
-		if w, ok := r.Context().Value(verbatimKey{}).(*verbatim); ok && err == nil {
-			w.expect(res)
-		}
-		return res, err
+// check says whether the guest has switched to what it was asked for.
+func (up *upgrade) check() error {
+	if got := up.res.Header.Get("Upgrade"); up.asked == "" || !strings.EqualFold(up.asked, got) {
+		return errors.Join(fmt.Errorf("guest switched to protocol %.40q where %.40q was asked for", got, up.asked), up.res.Body.Close())
 	}
-	trace := &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) { up.conn = info.Conn }}
-	res, err := u.RoundTripper.RoundTrip(r.WithContext(httptrace.WithClientTrace(r.Context(), trace)))
-	if err != nil || res.StatusCode != http.StatusSwitchingProtocols {
-		return res, err
-	}
-	if asked, got := r.Header.Get("Upgrade"), res.Header.Get("Upgrade"); !strings.EqualFold(asked, got) {
-		return nil, errors.Join(fmt.Errorf("guest switched to protocol %.40q where %.40q was asked for", got, asked), res.Body.Close())
-	}
-	up.res = res
-	return nil, errUpgraded
-}
-
-// wantsUpgrade says whether r asks for another protocol.
-func wantsUpgrade(r *http.Request) bool {
-	for _, v := range r.Header["Connection"] {
-		for token := range strings.SplitSeq(v, ",") {
-			if strings.EqualFold(strings.TrimSpace(token), "upgrade") {
-				return true
-			}
-		}
-	}
-	return false
+	return nil
 }
 
 // tunnels are the upgraded connections of one hop.
@@ -96,6 +56,9 @@ type tunnel struct {
 // start takes over w's connection, answers with up's 101 and joins it with the guest's. It returns at once,
 // so that nothing of the request is held; done is called when the tunnel has ended.
 func (ts *tunnels) start(w http.ResponseWriter, up *upgrade, done func()) error {
+	if err := up.check(); err != nil {
+		return err
+	}
 	early, err := unread(up)
 	if err != nil {
 		return errors.Join(err, up.conn.Close())
@@ -224,39 +187,4 @@ func closeWrite(c net.Conn) error {
 		return half.CloseWrite()
 	}
 	return c.Close()
-}
-
-// pass hands a request to proxy such that its answer comes back as the guest sent it, and may begin before
-// the body has been read: left to itself, net/http's server would first swallow what is left of the body.
-// It calls done when the exchange is over, which for an upgraded connection is later than its return. flow is told
-// what is sent to the client.
-func (ts *tunnels) pass(proxy *httputil.ReverseProxy, flow *transport.Flow, w http.ResponseWriter, r *http.Request, done func()) {
-	_ = http.NewResponseController(w).EnableFullDuplex() // an error means that it cannot be otherwise
-	if !wantsUpgrade(r) {
-		defer done()
-		v := &verbatim{ResponseWriter: w, flow: flow, gather: transport.GatherOf(r)}
-		r = r.WithContext(context.WithValue(r.Context(), verbatimKey{}, v))
-		v.body = watchBody(r)
-		proxy.ServeHTTP(v, r)
-		return
-	}
-	up := &upgrade{}
-	defer func() {
-		if up.res == nil {
-			done()
-		}
-	}()
-	r = r.WithContext(context.WithValue(r.Context(), upgradeKey{}, up))
-	proxy.ServeHTTP(&verbatim{ResponseWriter: w}, r)
-	if up.res == nil {
-		return
-	}
-	err := proxy.ModifyResponse(up.res)
-	if err == nil {
-		err = ts.start(w, up, done)
-	}
-	if err != nil {
-		up.res = nil // so that done is called
-		proxy.ErrorHandler(w, r, err)
-	}
 }

@@ -62,7 +62,7 @@ func openWith(t *testing.T, clocks Clocks, patience time.Duration) *door {
 		serving.Add(1)
 		defer serving.Done()
 		Serve(life, w, r, Config{Guest: guest, Terminal: r.URL.Path == "/pty", Clocks: clocks, Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
-	}), transport.API)
+	}))
 	srv.Start()
 	t.Cleanup(func() {
 		end()

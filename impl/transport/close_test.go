@@ -4,7 +4,6 @@ import (
 	"context"
 	"io"
 	"net/http"
-	"net/http/httptest"
 	"sync"
 	"testing"
 	"time"
@@ -17,22 +16,19 @@ import (
 // waits for. And where it comes to its end in that moment, its connection, which the next exchange may have by
 // then, stays whole.
 func TestBodiesMayBeClosedWhileTheyAreRead(t *testing.T) {
-	srv := httptest.NewUnstartedServer(nil)
-	srv.Config = NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	url := serve(t, NewProxyServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.WriteString(w, "begun")
 		_ = http.NewResponseController(w).Flush()
 		if r.URL.Path == "/endless" {
 			<-r.Context().Done()
 		}
-	}), Proxy)
-	srv.Start()
-	t.Cleanup(srv.Close)
+	})))
 	tr := NewStreamProxyTransport()
 	t.Cleanup(tr.CloseIdleConnections)
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	get := func(path string) io.ReadCloser {
-		r, err := http.NewRequestWithContext(ctx, http.MethodGet, srv.URL+path, nil)
+		r, err := http.NewRequestWithContext(ctx, http.MethodGet, url+path, nil)
 		require.NoError(t, err)
 		res, err := tr.RoundTrip(r)
 		require.NoError(t, err, "the connection of an earlier exchange was closed under this one")

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"strings"
 	"time"
 )
@@ -45,6 +46,11 @@ func (t *Direct) KeepIdle(d time.Duration) { t.idle.life = d }
 // Where the other side may close a kept connection just then, it carries only what may be sent again: a request of
 // an idempotent method without a body.
 func (t *Direct) RoundTrip(r *http.Request) (*http.Response, error) {
+	return t.RoundTripTraced(r, httptrace.ContextClientTrace(r.Context()))
+}
+
+// RoundTripTraced is RoundTrip with a trace (nil is none) that r's context need not hold, for which r would have to be copied.
+func (t *Direct) RoundTripTraced(r *http.Request, trace *httptrace.ClientTrace) (*http.Response, error) {
 	target := r.URL.RequestURI()
 	if strings.ContainsFunc(target, func(c rune) bool { return c <= ' ' || c == 0x7f }) {
 		return nil, errors.Join(errors.New("the request's target has a control character"), closeBody(r))
@@ -52,7 +58,7 @@ func (t *Direct) RoundTrip(r *http.Request) (*http.Response, error) {
 	to := endpoint{tls: r.URL.Scheme == "https", addr: r.URL.Host}
 	if t.reuses(r) {
 		if conn := t.idle.take(to); conn != nil {
-			res, began, err := t.exchange(r, target, to, conn)
+			res, began, err := t.exchange(r, target, to, conn, trace)
 			if err == nil || began || !repeatable(r) || r.Context().Err() != nil {
 				return res, err
 			}
@@ -62,7 +68,7 @@ func (t *Direct) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, errors.Join(err, closeBody(r))
 	}
-	res, _, err := t.exchange(r, target, to, conn)
+	res, _, err := t.exchange(r, target, to, conn, trace)
 	return res, err
 }
 

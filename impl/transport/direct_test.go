@@ -232,7 +232,7 @@ func TestDirectLetsGuestsConnectionsGo(t *testing.T) {
 }
 
 func TestDirectSpeaksTLSAndNothingButHTTP1(t *testing.T) {
-	l, ca := serveTLS(t, NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, r.Proto) }), Proxy))
+	l, ca := serveTLS(t, NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, r.Proto) })))
 	tr := NewProxyTransport()
 	tr.TLSClientConfig = &tls.Config{RootCAs: ca, NextProtos: []string{"h2", "http/1.1"}}
 	defer tr.CloseIdleConnections()

@@ -61,12 +61,11 @@ var (
 )
 
 // exchange sends r on conn. began says whether anything has been answered.
-func (t *Direct) exchange(r *http.Request, target string, to endpoint, conn net.Conn) (res *http.Response, began bool, err error) {
+func (t *Direct) exchange(r *http.Request, target string, to endpoint, conn net.Conn, trace *httptrace.ClientTrace) (res *http.Response, began bool, err error) {
 	x := &exchange{conn: conn, ctx: r.Context(), head: headLimit{Conn: conn, left: maxAnswerHead}, keep: t.idle.most > 0 && !r.Close && t.reuses(r), settle: t.settles, idle: &t.idle, to: to}
 	x.r = readers.Get().(*bufio.Reader)
 	x.r.Reset(&x.head)
 	x.stop = context.AfterFunc(x.ctx, func() { _ = conn.Close() })
-	trace := httptrace.ContextClientTrace(x.ctx)
 	if trace != nil && trace.GotConn != nil {
 		trace.GotConn(httptrace.GotConnInfo{Conn: conn})
 	}

@@ -26,24 +26,13 @@ func segments(t *testing.T, c *served) int {
 	return int(info.Data_segs_out)
 }
 
-// serveGathered serves one handler at an address.
-func serveGathered(t *testing.T, handler http.HandlerFunc) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	srv := NewServer(handler, Proxy)
-	go func() { _ = srv.Serve(Listen(l, nil)) }()
-	t.Cleanup(func() { assert.NoError(t, srv.Close()) })
-	return "http://" + l.Addr().String()
-}
-
 // TestAChunkLeavesAsOneSegment where it would be three, and nothing of it is lost or out of place.
 func TestAChunkLeavesAsOneSegment(t *testing.T) {
 	const pieces = 8
 	piece := bytes.Repeat([]byte("wrenn..."), 4<<10) // 32 KiB; a segment of loopback holds 64
 	for gathered, each := range map[bool]int{true: 1, false: 3} {
 		sent, taken := make(chan int, 1), make(chan struct{})
-		url := serveGathered(t, func(w http.ResponseWriter, r *http.Request) {
+		url := serve(t, NewProxyServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			g, conn := GatherOf(r), r.Context().Value(connKey{}).(*served)
 			if !gathered {
 				g = nil
@@ -59,7 +48,7 @@ func TestAChunkLeavesAsOneSegment(t *testing.T) {
 				<-taken // so that nothing waits in the kernel, where it would be joined
 			}
 			sent <- segments(t, conn) - before
-		})
+		})))
 		res, err := http.Get(url)
 		require.NoError(t, err)
 		for range pieces {
@@ -77,7 +66,7 @@ func TestAChunkLeavesAsOneSegment(t *testing.T) {
 // TestWhatIsTooLargeToGatherGoesThrough, in its order.
 func TestWhatIsTooLargeToGatherGoesThrough(t *testing.T) {
 	large := bytes.Repeat([]byte("0123456789abcdef"), 3*gatherBytes/16)
-	url := serveGathered(t, func(w http.ResponseWriter, r *http.Request) {
+	url := serve(t, NewProxyServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		g := GatherOf(r)
 		g.Begin()
 		defer g.End()
@@ -86,7 +75,7 @@ func TestWhatIsTooLargeToGatherGoesThrough(t *testing.T) {
 			assert.NoError(t, err)
 			assert.NoError(t, http.NewResponseController(w).Flush())
 		}
-	})
+	})))
 	res, err := http.Get(url)
 	require.NoError(t, err)
 	body, err := io.ReadAll(res.Body)

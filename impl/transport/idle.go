@@ -1,7 +1,6 @@
 package transport
 
 import (
-	"errors"
 	"net"
 	"sync"
 	"syscall"
@@ -112,11 +111,11 @@ func quiet(c net.Conn) bool {
 	if err != nil {
 		return false
 	}
-	waiting := false
+	silent := false
 	err = raw.Control(func(fd uintptr) {
-		var b [1]byte
-		_, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
-		waiting = errors.Is(err, unix.EAGAIN)
+		asked := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN | unix.POLLRDHUP}}
+		n, err := unix.Poll(asked[:], 0)
+		silent = err == nil && n == 0
 	})
-	return err == nil && waiting
+	return err == nil && silent
 }

@@ -3,18 +3,11 @@ package transport
 import (
 	"crypto/sha256"
 	"crypto/subtle"
+	"log"
 	"net/http"
 	"time"
-)
 
-// Kind says whom a server answers; it decides how large a request's header may be.
-type Kind int
-
-const (
-	// API is a server whose callers are programs that speak our own contracts: REST and RPC.
-	API Kind = iota
-	// Proxy is a server that carries users' own traffic to their ports.
-	Proxy
+	"wrenn/impl/transport/hopserver"
 )
 
 const (
@@ -34,20 +27,28 @@ const (
 	proxyHeaderBytes = 1 << 20
 )
 
-// NewServer returns a server for handler. It has no read or write timeout, since bodies and streams live
-// as long as they need, and offers HTTP/1.1 only, with TLS too. The caller sets ErrorLog and shuts it down.
-func NewServer(handler http.Handler, kind Kind) *http.Server {
-	header, options := apiHeaderBytes, []option{giveUp, nimbly} // the API's long answers are terminals
-	if kind == Proxy {
-		header, options = proxyHeaderBytes, nil
-	}
+// NewServer returns a server of our own contracts, REST and RPC. It has no read or write timeout, since bodies and streams
+// live as long as they need, and offers HTTP/1.1 only, with TLS too. The caller sets ErrorLog and shuts it down.
+func NewServer(handler http.Handler) *http.Server {
 	return &http.Server{
 		Handler:           handler,
 		ReadHeaderTimeout: ReadHeaderTimeout,
 		IdleTimeout:       IdleTimeout,
-		MaxHeaderBytes:    header,
+		MaxHeaderBytes:    apiHeaderBytes,
 		Protocols:         http1(),
-		ConnContext:       accepted(options),
+		ConnContext:       accepted([]option{giveUp, nimbly}), // long answers are terminals
+	}
+}
+
+// NewProxyServer returns a server that carries users' own traffic to their ports. The caller sets ErrorLog and shuts it down.
+func NewProxyServer(handler http.Handler) *hopserver.Server {
+	return &hopserver.Server{
+		Handler:        handler,
+		HeaderTimeout:  ReadHeaderTimeout,
+		IdleTimeout:    IdleTimeout,
+		MaxHeaderBytes: proxyHeaderBytes,
+		ConnContext:    accepted(nil),
+		ErrorLog:       log.Default(),
 	}
 }
 

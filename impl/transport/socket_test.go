@@ -81,21 +81,25 @@ func lowatOf(t *testing.T, c net.Conn) int {
 }
 
 func TestT08_AcceptedConnections(t *testing.T) {
-	for kind, want := range map[Kind]struct{ timeout, lowat int }{API: {userTimeout, notSentLowat}, Proxy: {}} {
+	for kind, want := range map[string]struct{ timeout, lowat int }{"api": {userTimeout, notSentLowat}, "proxy": {}} {
 		conns := make(chan net.Conn, 1)
-		srv := httptest.NewUnstartedServer(nil)
-		srv.Config = NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		handler := http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 			if r.URL.Path == "/stream" {
 				PreferLatency(r)
 			} else {
 				PreferThroughput(r)
 			}
 			conns <- r.Context().Value(connKey{}).(*served).TCPConn
-		}), kind)
-		srv.Start()
+		})
+		var url string
+		if kind == "api" {
+			url = serve(t, NewServer(handler))
+		} else {
+			url = serve(t, NewProxyServer(handler))
+		}
 		tr := NewRPCTransport()
 		for i, path := range []string{"/", "/stream", "/"} {
-			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, srv.URL+path, nil)
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url+path, nil)
 			require.NoError(t, err)
 			res, err := tr.RoundTrip(req)
 			require.NoError(t, err)
@@ -111,7 +115,6 @@ func TestT08_AcceptedConnections(t *testing.T) {
 			}
 		}
 		tr.CloseIdleConnections()
-		srv.Close()
 	}
 	foreign := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", nil) // of no server of ours
 	PreferThroughput(foreign)

@@ -3,6 +3,7 @@ package transport
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
@@ -57,34 +58,54 @@ func TestT06_ClientsCloseIdleConnectionsFirst(t *testing.T) {
 }
 
 func TestT06_Servers(t *testing.T) {
-	for _, kind := range []Kind{API, Proxy} {
-		srv := NewServer(http.NotFoundHandler(), kind)
-		assert.Equal(t, 10*time.Second, srv.ReadHeaderTimeout)
-		assert.Equal(t, 620*time.Second, srv.IdleTimeout)
-		assert.Zero(t, srv.ReadTimeout)
-		assert.Zero(t, srv.WriteTimeout)
-	}
+	api, proxy := NewServer(http.NotFoundHandler()), NewProxyServer(http.NotFoundHandler())
+	assert.Equal(t, 10*time.Second, api.ReadHeaderTimeout)
+	assert.Equal(t, 10*time.Second, proxy.HeaderTimeout)
+	assert.Equal(t, 620*time.Second, api.IdleTimeout)
+	assert.Equal(t, 620*time.Second, proxy.IdleTimeout)
+	assert.Zero(t, api.ReadTimeout)
+	assert.Zero(t, api.WriteTimeout)
+}
+
+// serve serves srv on loopback until the test ends, and returns its URL.
+func serve(t *testing.T, srv interface {
+	Serve(l net.Listener) error
+	Shutdown(ctx context.Context) error
+	Close() error
+}) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	ended := make(chan error, 1)
+	go func() { ended <- srv.Serve(Listen(l, nil)) }()
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		_ = srv.Shutdown(ctx) // net/http lingers after some answers
+		assert.NoError(t, srv.Close())
+		assert.ErrorIs(t, <-ended, http.ErrServerClosed)
+	})
+	return "http://" + l.Addr().String()
 }
 
 func TestT06_ASlowHeaderIsCutOff(t *testing.T) {
-	srv := httptest.NewUnstartedServer(nil)
-	srv.Config = NewServer(http.NotFoundHandler(), API)
-	srv.Config.ReadHeaderTimeout = 100 * time.Millisecond // the same setting on a shorter clock
-	srv.Start()
-	defer srv.Close()
-	conn, err := net.Dial("tcp", srv.Listener.Addr().String())
-	require.NoError(t, err)
-	defer conn.Close()
-	require.NoError(t, conn.SetDeadline(time.Now().Add(wait)))
-	_, err = io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\n")
-	require.NoError(t, err)
-	answer, err := io.ReadAll(conn)
-	require.NoError(t, err, "the server closed, not the test's deadline")
-	assert.NotContains(t, string(answer), "404")
+	api, proxy := NewServer(http.NotFoundHandler()), NewProxyServer(http.NotFoundHandler())
+	api.ReadHeaderTimeout, proxy.HeaderTimeout = 100*time.Millisecond, 100*time.Millisecond // the same setting on a shorter clock
+	for _, url := range []string{serve(t, api), serve(t, proxy)} {
+		conn, err := net.Dial("tcp", strings.TrimPrefix(url, "http://"))
+		require.NoError(t, err)
+		defer conn.Close()
+		require.NoError(t, conn.SetDeadline(time.Now().Add(wait)))
+		_, err = io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\n")
+		require.NoError(t, err)
+		answer, err := io.ReadAll(conn)
+		require.NoError(t, err, "the server closed, not the test's deadline")
+		assert.NotContains(t, string(answer), "404")
+	}
 }
 
 func TestT01_NothingSpeaksHTTP2(t *testing.T) {
-	l, ca := serveTLS(t, NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, r.Proto) }), Proxy))
+	l, ca := serveTLS(t, NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, r.Proto) })))
 	for name, build := range transports {
 		tr := build()
 		tr.TLSClientConfig = &tls.Config{RootCAs: ca, NextProtos: []string{"h2", "http/1.1"}}
@@ -106,19 +127,17 @@ func TestT01_NothingSpeaksHTTP2(t *testing.T) {
 	require.ErrorContains(t, err, "no application protocol")
 
 	// Nor in the clear, where a client starts with HTTP/2's preface.
-	plain := httptest.NewUnstartedServer(nil)
-	plain.Config = NewServer(http.NotFoundHandler(), Proxy)
-	plain.Start()
-	defer plain.Close()
-	tcp, err := net.Dial("tcp", plain.Listener.Addr().String())
-	require.NoError(t, err)
-	defer tcp.Close()
-	require.NoError(t, tcp.SetDeadline(time.Now().Add(wait)))
-	_, err = io.WriteString(tcp, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00")
-	require.NoError(t, err)
-	line, err := bufio.NewReader(tcp).ReadString('\n')
-	require.NoError(t, err)
-	assert.Contains(t, line, "HTTP/1.1 ")
+	for _, plain := range []string{serve(t, NewServer(http.NotFoundHandler())), serve(t, NewProxyServer(http.NotFoundHandler()))} {
+		tcp, err := net.Dial("tcp", strings.TrimPrefix(plain, "http://"))
+		require.NoError(t, err)
+		defer tcp.Close()
+		require.NoError(t, tcp.SetDeadline(time.Now().Add(wait)))
+		_, err = io.WriteString(tcp, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00")
+		require.NoError(t, err)
+		line, err := bufio.NewReader(tcp).ReadString('\n')
+		require.NoError(t, err)
+		assert.Contains(t, line, "HTTP/1.1 ")
+	}
 }
 
 // serveTLS runs srv behind TLS as a program would, and returns its address and whom to trust.
@@ -142,13 +161,11 @@ func serveTLS(t *testing.T, srv *http.Server) (addr string, ca *x509.CertPool) {
 }
 
 func TestHeadersUpToTheLimit(t *testing.T) {
-	for kind, limit := range map[Kind]int{API: apiHeaderBytes, Proxy: proxyHeaderBytes} {
-		srv := httptest.NewUnstartedServer(nil)
-		srv.Config = NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}), kind)
-		srv.Start()
+	nothing := http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})
+	for url, limit := range map[string]int{serve(t, NewServer(nothing)): apiHeaderBytes, serve(t, NewProxyServer(nothing)): proxyHeaderBytes} {
 		for size, want := range map[int]int{limit - 1024: http.StatusOK, limit + 8192: http.StatusRequestHeaderFieldsTooLarge} {
 			tr := NewRPCTransport()
-			req, err := http.NewRequestWithContext(t.Context(), "GET", srv.URL, nil)
+			req, err := http.NewRequestWithContext(t.Context(), "GET", url, nil)
 			require.NoError(t, err)
 			req.Header.Set("X-Big", strings.Repeat("x", size))
 			res, err := tr.RoundTrip(req)
@@ -157,7 +174,6 @@ func TestHeadersUpToTheLimit(t *testing.T) {
 			require.NoError(t, res.Body.Close())
 			tr.CloseIdleConnections()
 		}
-		srv.Close()
 	}
 }
 

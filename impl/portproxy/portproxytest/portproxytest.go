@@ -18,6 +18,7 @@ import (
 	"wrenn/impl/portproxy"
 	"wrenn/impl/portproxy/internal/former"
 	"wrenn/impl/transport"
+	"wrenn/impl/transport/hopserver"
 )
 
 // AgentToken is the token of every Chain's agent.
@@ -57,7 +58,7 @@ type Chain struct {
 
 	host    *portproxy.Host
 	door    *portproxy.Edge
-	servers []*http.Server
+	servers []*hopserver.Server
 	idle    []interface{ CloseIdleConnections() }
 	running sync.WaitGroup
 }
@@ -117,7 +118,7 @@ func (c *Chain) serve(addr string, h http.Handler) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("listen: %w", err)
 	}
-	s := transport.NewServer(h, transport.Proxy)
+	s := transport.NewProxyServer(h)
 	s.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)
 	c.servers = append(c.servers, s)
 	c.running.Go(func() { _ = s.Serve(l) })
