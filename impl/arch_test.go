@@ -88,8 +88,8 @@ var rules = []rule{
 		"impl/transport", "impl/rootfs", "impl/uffd", "impl/internal/...",
 	}, "`wrenn up` is agent and control plane in one process"},
 	{"impl/cmd/wrenn", []string{"impl/cli"}, "flags to Run"},
-	{"impl/cmd/wrenn-cp", []string{"impl/controlplane", "impl/agentclient"}, "flags to Run"},
-	{"impl/cmd/wrenn-agent", []string{"impl/agent", "impl/uffd"}, "flags to Run; page servers are the same program under a subcommand"},
+	{"impl/cmd/wrenn-cp", []string{"impl/controlplane", "impl/agentclient", "impl/internal/collector"}, "flags to Run"},
+	{"impl/cmd/wrenn-agent", []string{"impl/agent", "impl/uffd", "impl/internal/collector"}, "flags to Run; page servers are the same program under a subcommand"},
 	{"impl/cmd/envd", []string{"impl/envd/..."}, "flags to Run"},
 	{"impl/cmd/firecracker-qemu", []string{"impl/qemu"}, "the only importer of impl/qemu"},
 

@@ -74,7 +74,7 @@ const pathPrefix = "/proxy/"
 
 // Path returns where an agent's proxy has a sandbox's port; what follows it is the port's own path.
 func Path(id string, port uint16) string {
-	return fmt.Sprintf("%s%s/%d", pathPrefix, id, port)
+	return pathPrefix + id + "/" + strconv.Itoa(int(port))
 }
 
 // pathRoute takes /proxy/{id}/{port} off target, a request target as it came over the wire, and returns

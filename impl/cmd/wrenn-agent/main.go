@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"wrenn/impl/agent"
+	"wrenn/impl/internal/collector"
 	"wrenn/impl/uffd"
 )
 
@@ -23,6 +24,7 @@ func main() {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 			defer stop()
+			collector.Rarely()
 			return agent.Run(ctx, cfg)
 		},
 	}

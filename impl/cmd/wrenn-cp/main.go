@@ -8,6 +8,7 @@ import (
 	"syscall"
 
 	"wrenn/impl/controlplane"
+	"wrenn/impl/internal/collector"
 )
 
 func main() { os.Exit(run()) }
@@ -15,6 +16,7 @@ func main() { os.Exit(run()) }
 func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
+	collector.Rarely()
 	if err := controlplane.Command().ExecuteContext(ctx); err != nil {
 		return 1 // cobra has printed it
 	}
