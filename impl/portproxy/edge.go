@@ -84,7 +84,7 @@ func (e *Edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	target, err := e.find(r, to)
 	if err != nil {
 		if errors.Is(err, context.Canceled) && r.Context().Err() != nil {
-			return // the client has gone
+			abort()
 		}
 		a := lookupAnswer(to, err)
 		if a.Code == http.StatusInternalServerError {
@@ -122,7 +122,7 @@ func (e *Edge) pass(w http.ResponseWriter, r *http.Request, to route, target Age
 	}
 	p.fail = func(err error) {
 		if errors.Is(err, context.Canceled) {
-			return // the client has gone
+			abort()
 		}
 		e.cfg.Logger.WarnContext(r.Context(), "agent did not answer a proxied request", "sandbox", to.id, "port", to.port, "error", err)
 		hostAnswer(to, err).write(w, r)

@@ -10,12 +10,15 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"net/url"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"wrenn/impl/transport"
 )
 
 func TestP08_KillingASandboxResetsItsConnections(t *testing.T) {
@@ -146,4 +149,45 @@ func TestP06_ARequestThatMeetsAKillLeavesNoCacheBehind(t *testing.T) {
 		_, ok := c.host.guests.Load(id)
 		require.False(t, ok, id)
 	}
+}
+
+// The control plane ends while a guest thinks: what its requests' contexts say then is no answer of the guest's.
+func TestP08_TheEndOfTheServerIsNoAnswer(t *testing.T) {
+	asked := make(chan struct{})
+	c := newHTTPChain(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		close(asked)
+		<-r.Context().Done()
+	}))
+	life, end := context.WithCancel(t.Context())
+	bulk := transport.NewProxyTransport()
+	t.Cleanup(bulk.CloseIdleConnections)
+	agent, err := url.Parse(c.agent)
+	require.NoError(t, err)
+	edge := NewEdge(EdgeConfig{Bulk: bulk, Streams: bulk, Logger: slog.New(slog.DiscardHandler), Lookup: func(context.Context, string) (AgentTarget, error) {
+		return AgentTarget{URL: agent, Token: token}, nil
+	}})
+	t.Cleanup(edge.Close)
+	addr, _ := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithCancel(r.Context())
+		defer cancel()
+		defer context.AfterFunc(life, cancel)()
+		edge.ServeHTTP(w, r.WithContext(ctx))
+	}), nil)
+	go func() { <-asked; end() }()
+	answers, err := talkRaw(t, addr, "GET / HTTP/1.1\r\n"+byName+"\r\n\r\n")
+	require.Empty(t, answers)
+	require.NoError(t, err)
+}
+
+// talkRaw sends text and returns all that comes back.
+func talkRaw(t *testing.T, addr, text string) (string, error) {
+	t.Helper()
+	conn, err := net.Dial("tcp", addr)
+	require.NoError(t, err)
+	defer conn.Close()
+	require.NoError(t, conn.SetDeadline(time.Now().Add(wait)))
+	_, err = io.WriteString(conn, text)
+	require.NoError(t, err)
+	all, err := io.ReadAll(conn)
+	return string(all), err
 }

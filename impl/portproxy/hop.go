@@ -81,6 +81,10 @@ func (ts *tunnels) pass(p *passage) {
 		defer body.forget()
 	}
 	res, err := p.roundTrip()
+	if body.unread() {
+		// A server would read what is left after the answer, and whoever is refused an upload had better not send the rest.
+		p.w.Header().Set("Connection", "close")
+	}
 	switch {
 	case err != nil:
 		p.fail(err)
@@ -93,7 +97,7 @@ func (ts *tunnels) pass(p *passage) {
 			over = false
 		}
 	default:
-		p.answer(res, body)
+		p.answer(res)
 	}
 }
 
@@ -127,7 +131,7 @@ func (p *passage) end() {
 }
 
 // answer sends res to the client.
-func (p *passage) answer(res *http.Response, body *sentBody) {
+func (p *passage) answer(res *http.Response) {
 	header := p.w.Header()
 	dropPerHop(res.Header)
 	maps.Copy(header, res.Header)
@@ -137,11 +141,6 @@ func (p *passage) answer(res *http.Response, body *sentBody) {
 			header[name] = nil // or net/http's server would add one
 		}
 	}
-	if body.unread() {
-		// The server would read what is left after the answer and take its end for that of a request whose handler still
-		// reads, which it does not survive; and whoever is refused an upload had better not send the rest.
-		header["Connection"] = []string{"close"}
-	}
 	announced := len(res.Trailer)
 	for name := range res.Trailer {
 		header.Add("Trailer", name)
@@ -149,7 +148,7 @@ func (p *passage) answer(res *http.Response, body *sentBody) {
 	p.w.WriteHeader(res.StatusCode)
 	if err := p.copyBody(res); err != nil {
 		_ = res.Body.Close()
-		panic(http.ErrAbortHandler) // by which the client sees that it has not got all
+		abort() // by which the client sees that it has not got all
 	}
 	_ = res.Body.Close()
 	prefix := ""
@@ -160,6 +159,9 @@ func (p *passage) answer(res *http.Response, body *sentBody) {
 		header[prefix+name] = values
 	}
 }
+
+// abort ends the client's connection without an answer: it has gone, or this server ends and there is none to give.
+func abort() { panic(http.ErrAbortHandler) }
 
 // smallPiece is what net/http's server writes with its frame at once, in bytes: it has a buffer of 4096.
 const smallPiece = 4000

@@ -199,7 +199,7 @@ func (h *Host) pass(w http.ResponseWriter, r *http.Request, g *guest, to route, 
 		if g.isEvicted() {
 			err = errors.Join(errEvicted, err)
 		} else if errors.Is(err, context.Canceled) {
-			return // the client has gone
+			abort()
 		}
 		h.cfg.Logger.DebugContext(r.Context(), "guest did not answer", "sandbox", to.id, "port", to.port, "error", err)
 		guestAnswer(to, err).write(w, r)
