@@ -22,6 +22,7 @@ import (
 	"wrenn/impl/agentclient"
 	"wrenn/impl/controlplane"
 	"wrenn/impl/internal/atomicfile"
+	"wrenn/impl/internal/collector"
 )
 
 // upConfig is a control plane and an agent in one process.
@@ -56,6 +57,7 @@ Ctrl-C ends all sandboxes and removes whatever was made for them. With --keep th
 			cfg.ready = func(e endpoint) { printBanner(cmd.OutOrStdout(), e, cfg.dir, keep) }
 			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 			defer stop()
+			collector.Rarely()
 			context.AfterFunc(ctx, stop) // a second Ctrl-C ends the process at once
 			return up(ctx, cfg)
 		},

@@ -243,6 +243,16 @@ func TestP07_HeadHasALengthAndNoBody(t *testing.T) {
 	assert.Empty(t, body)
 }
 
+// Whether an empty body has a length is the guest's to say, also where its end comes with the header.
+func TestP07_AnEmptyBodyOfUnknownLengthStaysOne(t *testing.T) {
+	c := newChain(t, rawGuest(t, func(string) string { return "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" }))
+	for range 5 {
+		res, body := c.get("/", byName)
+		assert.Empty(t, body)
+		assert.Equal(t, []string{"chunked"}, res.TransferEncoding)
+	}
+}
+
 func TestT07_TerminalsAndPortsShareNoConnection(t *testing.T) {
 	var mu sync.Mutex
 	peers := map[string]map[string]bool{} // sandbox port → the agent's peers

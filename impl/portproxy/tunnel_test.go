@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -101,13 +102,19 @@ func TestP07_TheGuestMayCloseItsHalfFirst(t *testing.T) {
 }
 
 func TestP07_AnotherProtocolThanAskedForIsNoUpgrade(t *testing.T) {
-	c := newChain(t, rawGuest(t, func(string) string {
-		return "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
-	}))
-	res, _ := c.get("/", byName, "Connection: Upgrade", "Upgrade: websocket")
-	assert.Equal(t, http.StatusBadGateway, res.StatusCode)
-	g, _ := c.host.guests.Load("abc")
-	assert.Eventually(t, func() bool { return g.(*guest).inFlight.Load() == 0 && c.connections("abc") == 0 }, wait, 5*time.Millisecond)
+	for name, tc := range map[string]struct{ asked, switched []string }{
+		"another":     {[]string{"Connection: Upgrade", "Upgrade: websocket"}, []string{"Connection: Upgrade", "Upgrade: h2c"}},
+		"not asked":   {nil, []string{"Connection: Upgrade", "Upgrade: h2c"}},
+		"to nowhere":  {nil, nil},
+		"asked, none": {[]string{"Connection: Upgrade", "Upgrade: websocket"}, nil},
+	} {
+		answer := strings.Join(append([]string{"HTTP/1.1 101 Switching Protocols"}, tc.switched...), "\r\n") + "\r\n\r\n"
+		c := newChain(t, rawGuest(t, func(string) string { return answer }))
+		res, _ := c.get("/", append([]string{byName}, tc.asked...)...)
+		assert.Equal(t, http.StatusBadGateway, res.StatusCode, name)
+		g, _ := c.host.guests.Load("abc")
+		assert.Eventually(t, func() bool { return g.(*guest).inFlight.Load() == 0 && c.connections("abc") == 0 }, wait, 5*time.Millisecond, name)
+	}
 }
 
 // An upgrade that is refused is an answer like any other.

@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -15,9 +16,10 @@ import (
 func TestABodyThatNobodyReads(t *testing.T) {
 	_, addr := start(t, func(http.ResponseWriter, *http.Request) {})
 	c := connect(t, addr)
-	c.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n" + strings.Repeat("x", 1000) + "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+	c.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n" + strings.Repeat("(", 1000) + "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
 	for range 2 {
 		res, _ := c.answer("GET")
+		assert.Equal(t, http.StatusOK, res.StatusCode)
 		assert.False(t, res.Close, "a short one is skipped")
 	}
 	// Of a long one the client gets its answer, though it still sends: to close at once would reset it.
@@ -28,6 +30,41 @@ func TestABodyThatNobodyReads(t *testing.T) {
 	}()
 	res, _ := c.answer("GET")
 	assert.Equal(t, http.StatusOK, res.StatusCode)
+}
+
+// TestAClientThatStillSendsKeepsItsAnswer: a connection that is closed with bytes unread is reset.
+func TestAClientThatStillSendsKeepsItsAnswer(t *testing.T) {
+	_, addr := start(t, func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Connection", "close") })
+	for _, request := range []string{"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 99999\r\n\r\n", "GET / HTTP/9.9\r\n\r\n"} {
+		c := connect(t, addr)
+		c.send(request + strings.Repeat("x", 100))
+		line, err := c.r.ReadString('\n')
+		require.NoError(t, err)
+		assert.Contains(t, line, "HTTP/1.1 ")
+		for range 3 {
+			c.send("more")
+			time.Sleep(20 * time.Millisecond) // for a reset to come back
+		}
+	}
+}
+
+func TestWhatHTTPForbids(t *testing.T) {
+	served := 0
+	_, addr := start(t, func(w http.ResponseWriter, _ *http.Request) {
+		served++
+		w.WriteHeader(http.StatusEarlyHints)
+	})
+	c := connect(t, addr)
+	c.send("GET / HTTP/1.1\r\nAccept: */*\r\n\r\n")
+	res, _ := c.answer("GET")
+	assert.Equal(t, http.StatusBadRequest, res.StatusCode, "a request without a host")
+	assert.Zero(t, served)
+	c.closed()
+	c = connect(t, addr)
+	c.send("GET / HTTP/1.0\r\n\r\n")
+	res, _ = c.answer("GET")
+	assert.Equal(t, http.StatusOK, res.StatusCode, "an interim answer to a client that knows of none")
+	assert.Equal(t, 1, served)
 }
 
 func TestExpectContinue(t *testing.T) {
@@ -88,7 +125,7 @@ func TestWhatTheHandlerMayNotDo(t *testing.T) {
 		}
 	})
 	get := func(path string) (*http.Response, string, error) {
-		res, err := http.Get("http://" + addr + path)
+		res, err := (&http.Client{Timeout: wait}).Get("http://" + addr + path)
 		require.NoError(t, err)
 		defer res.Body.Close()
 		body, err := io.ReadAll(res.Body)

@@ -140,7 +140,7 @@ func (c *conn) readRequest() (*http.Request, error) {
 	c.left = c.server.MaxHeaderBytes
 	r, err := http.ReadRequest(c.r)
 	switch {
-	case errors.Is(err, errTooLarge) || err != nil && c.left == 0:
+	case errors.Is(err, errTooLarge):
 		return nil, refusal{http.StatusRequestHeaderFieldsTooLarge, ""}
 	case err != nil:
 		return nil, err

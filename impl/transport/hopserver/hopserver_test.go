@@ -27,7 +27,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // start serves handler until the test ends.
 func start(t testing.TB, handler http.HandlerFunc, settings ...func(*Server)) (srv *Server, addr string) {
 	t.Helper()
-	srv = &Server{Handler: handler, HeaderTimeout: wait, IdleTimeout: wait, MaxHeaderBytes: 64 << 10, ErrorLog: log.New(io.Discard, "", 0)}
+	srv = &Server{Handler: handler, HeaderTimeout: wait, IdleTimeout: time.Hour, MaxHeaderBytes: 64 << 10, ErrorLog: log.New(io.Discard, "", 0)}
 	for _, set := range settings {
 		set(srv)
 	}
@@ -277,6 +277,7 @@ func TestHijackGivesTheConnectionWithWhatWasReadOfIt(t *testing.T) {
 			return
 		}
 		defer conn.Close()
+		assert.NoError(t, r.Context().Err(), "the watch has ended, not the client")
 		_, err = w.Write([]byte("x"))
 		assert.ErrorIs(t, err, http.ErrHijacked)
 		line, err := rw.ReadString('\n')

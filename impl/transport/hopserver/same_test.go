@@ -49,7 +49,9 @@ func tell(w http.ResponseWriter, r *http.Request) {
 			_, _ = io.WriteString(w, strings.Repeat("x", 1000))
 		}
 	case "/trailers":
-		w.Header().Set("Trailer", "X-Announced, X-Missing")
+		w.Header().Set("Trailer", "X-Announced, X-Missing, Host")
+		w.Header().Set(http.TrailerPrefix+"X-Early", "0")
+		defer w.Header().Set("Host", "is none")
 		defer w.Header().Set("X-Announced", "1")
 		defer w.Header().Set(http.TrailerPrefix+"X-Late", "2")
 		_ = http.NewResponseController(w).Flush()
@@ -77,6 +79,7 @@ var same = []string{
 	"GET /a%2Fb//c;d?e=%zz&f HTTP/1.1\r\nHost: X:80\r\nx-FOO: a\r\nX-Foo: b\r\n\r\n",
 	"GET /length HTTP/1.1\r\nHost: x\r\n\r\nGET /empty HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n",
 	"GET /flushed HTTP/1.1\r\nHost: x\r\n\r\n", "GET /pieces HTTP/1.1\r\nHost: x\r\n\r\n", "GET /trailers HTTP/1.1\r\nHost: x\r\nTE: trailers\r\n\r\n",
+	"GET /pieces HTTP/1.0\r\nConnection: keep-alive\r\n\r\nGET / HTTP/1.0\r\n\r\n",
 	"GET /hints HTTP/1.1\r\nHost: x\r\n\r\n", "GET /close HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n", "GET /odd HTTP/1.1\r\nHost: x\r\n\r\n",
 	"GET /304 HTTP/1.1\r\nHost: x\r\n\r\nGET /204 HTTP/1.1\r\nHost: x\r\n\r\nGET /404 HTTP/1.1\r\nHost: x\r\n\r\nGET /799 HTTP/1.1\r\nHost: x\r\n\r\n",
 	"HEAD /length HTTP/1.1\r\nHost: x\r\n\r\nHEAD /flushed HTTP/1.1\r\nHost: x\r\n\r\nHEAD /empty HTTP/1.1\r\nHost: x\r\n\r\n",
