@@ -114,7 +114,7 @@ func TestAClientThatHasGoneEndsItsRequest(t *testing.T) {
 		gone = make(chan struct{})
 		c := connect(t, addr)
 		c.send(request)
-		time.Sleep(2 * lookEvery) // it is watched by now
+		time.Sleep(4 * lookEvery) // it is watched by now
 		require.NoError(t, c.Close())
 		select {
 		case <-gone:
@@ -137,7 +137,7 @@ func TestAWatchedConnectionServesOn(t *testing.T) {
 	for _, early := range []bool{true, false} {
 		c := connect(t, addr)
 		c.send("GET /long HTTP/1.1\r\nHost: x\r\n\r\n")
-		time.Sleep(3 * lookEvery)
+		time.Sleep(4 * lookEvery)
 		if early {
 			c.send("GET /next HTTP/1.1\r\nHost: x\r\n\r\n")
 			time.Sleep(lookEvery)
@@ -271,7 +271,7 @@ func (l lockedWriter) Write(p []byte) (int, error) {
 
 func TestHijackGivesTheConnectionWithWhatWasReadOfIt(t *testing.T) {
 	srv, addr := start(t, func(w http.ResponseWriter, r *http.Request) {
-		time.Sleep(2 * lookEvery) // so that it is watched
+		time.Sleep(4 * lookEvery) // so that it is watched
 		conn, rw, err := http.NewResponseController(w).Hijack()
 		if !assert.NoError(t, err) {
 			return
@@ -286,7 +286,7 @@ func TestHijackGivesTheConnectionWithWhatWasReadOfIt(t *testing.T) {
 	})
 	c := connect(t, addr)
 	c.send("GET / HTTP/1.1\r\nHost: x\r\n\r\nearly")
-	time.Sleep(3 * lookEvery)
+	time.Sleep(5 * lookEvery)
 	soon, cancel := context.WithTimeout(t.Context(), wait)
 	defer cancel()
 	require.NoError(t, srv.Shutdown(soon), "the connection is no longer the server's")

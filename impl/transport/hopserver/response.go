@@ -133,16 +133,7 @@ func (w *response) writeHead(h http.Header) {
 		w.last = w.last || !w.chunked
 	}
 	w.statusLine(w.status)
-	exclude := ours
-	for name := range h {
-		if strings.HasPrefix(name, http.TrailerPrefix) {
-			if len(exclude) == len(ours) {
-				exclude = map[string]bool{"Connection": true, "Transfer-Encoding": true}
-			}
-			exclude[name] = true
-		}
-	}
-	_ = h.WriteSubset(w.conn.w, exclude)
+	_ = h.WriteSubset(w.conn.w, ours) // without those of http.TrailerPrefix, which is no part of a name
 	line := w.conn.w.WriteString
 	if _, ok := h["Date"]; !ok {
 		_, _ = line("Date: " + time.Now().UTC().Format(http.TimeFormat) + "\r\n")
