@@ -270,30 +270,32 @@ func (l lockedWriter) Write(p []byte) (int, error) {
 }
 
 func TestHijackGivesTheConnectionWithWhatWasReadOfIt(t *testing.T) {
-	srv, addr := start(t, func(w http.ResponseWriter, r *http.Request) {
-		time.Sleep(4 * lookEvery) // so that it is watched
-		conn, rw, err := http.NewResponseController(w).Hijack()
-		if !assert.NoError(t, err) {
-			return
-		}
-		defer conn.Close()
-		assert.NoError(t, r.Context().Err(), "the watch has ended, not the client")
-		_, err = w.Write([]byte("x"))
-		assert.ErrorIs(t, err, http.ErrHijacked)
-		line, err := rw.ReadString('\n')
-		assert.NoError(t, err)
-		_, _ = conn.Write([]byte("echo " + line))
-	})
-	c := connect(t, addr)
-	c.send("GET / HTTP/1.1\r\nHost: x\r\n\r\nearly")
-	time.Sleep(5 * lookEvery)
-	soon, cancel := context.WithTimeout(t.Context(), wait)
-	defer cancel()
-	require.NoError(t, srv.Shutdown(soon), "the connection is no longer the server's")
-	c.send(" and late\n")
-	all, err := io.ReadAll(c)
-	require.NoError(t, err)
-	assert.Equal(t, "echo early and late\n", string(all))
+	for _, early := range []string{"", "early"} {
+		srv, addr := start(t, func(w http.ResponseWriter, r *http.Request) {
+			time.Sleep(4 * lookEvery) // so that it is watched
+			conn, rw, err := http.NewResponseController(w).Hijack()
+			if !assert.NoError(t, err) {
+				return
+			}
+			defer conn.Close()
+			assert.NoError(t, r.Context().Err(), "the watch has ended, not the client")
+			_, err = w.Write([]byte("x"))
+			assert.ErrorIs(t, err, http.ErrHijacked)
+			line, err := rw.ReadString('\n')
+			assert.NoError(t, err)
+			_, _ = conn.Write([]byte("echo " + line))
+		})
+		c := connect(t, addr)
+		c.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n" + early)
+		time.Sleep(5 * lookEvery)
+		soon, cancel := context.WithTimeout(t.Context(), wait)
+		defer cancel()
+		require.NoError(t, srv.Shutdown(soon), "the connection is no longer the server's")
+		c.send(" and late\n")
+		all, err := io.ReadAll(c)
+		require.NoError(t, err)
+		assert.Equal(t, "echo "+early+" and late\n", string(all))
+	}
 }
 
 // TestAListenerThatFailsForAMomentIsAskedAgain: a host that is out of descriptors serves on when it has some.
