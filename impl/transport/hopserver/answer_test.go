@@ -41,9 +41,11 @@ func TestAClientThatStillSendsKeepsItsAnswer(t *testing.T) {
 		line, err := c.r.ReadString('\n')
 		require.NoError(t, err)
 		assert.Contains(t, line, "HTTP/1.1 ")
-		for range 3 {
-			c.send("more")
-			time.Sleep(20 * time.Millisecond) // for a reset to come back
+		for began := time.Now(); time.Since(began) < lingerTime/2; time.Sleep(lingerTime / 20) { // for a reset to come back
+			_, err := io.WriteString(c, "more")
+			if time.Since(began) < lingerTime/2 {
+				require.NoError(t, err)
+			}
 		}
 	}
 }
