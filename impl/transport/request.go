@@ -26,8 +26,6 @@ func closeBody(r *http.Request) error {
 // notCopied are headers that writeHead writes itself.
 var notCopied = map[string]bool{"Host": true, "Content-Length": true, "Transfer-Encoding": true, "Trailer": true}
 
-var notCopiedNorAgent = map[string]bool{"Host": true, "Content-Length": true, "Transfer-Encoding": true, "Trailer": true, "User-Agent": true}
-
 func writeHead(w *bufio.Writer, r *http.Request, target string, keep bool) {
 	line := func(parts ...string) {
 		for _, p := range parts {
@@ -37,11 +35,7 @@ func writeHead(w *bufio.Writer, r *http.Request, target string, keep bool) {
 	}
 	line(r.Method, " ", target, " HTTP/1.1")
 	line("Host: ", headerValue.Replace(cmp.Or(r.Host, r.URL.Host)))
-	exclude := notCopied
-	if r.Header.Get("User-Agent") == "" { // ReverseProxy's way to say that there is none
-		exclude = notCopiedNorAgent
-	}
-	_ = r.Header.WriteSubset(w, exclude)
+	_ = r.Header.WriteSubset(w, notCopied)
 	switch {
 	case hasBody(r) && r.ContentLength > 0:
 		line("Content-Length: ", strconv.FormatInt(r.ContentLength, 10))
@@ -61,7 +55,7 @@ func writeHead(w *bufio.Writer, r *http.Request, target string, keep bool) {
 
 var headerValue = strings.NewReplacer("\n", " ", "\r", " ")
 
-// pieces are buffers for bodies: 32 KiB is what ReverseProxy copies at once.
+// pieces are buffers for bodies: 32 KiB is what io.Copy takes at once.
 var pieces = sync.Pool{New: func() any { return new([32 << 10]byte) }}
 
 // shortBody is the most, in bytes, that goes with the header: a key is 30 to 100 bytes with all that is around it,
