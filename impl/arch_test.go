@@ -101,7 +101,7 @@ var rules = []rule{
 	{"vagrant/...", []string{"vagrant/...", "guest/initramfs", "guest/kernel", "guest/rootfs"}, "runs tests in VMs, built as the guests are"},
 	{"e2e/...", []string{"e2e/...", "impl/apiclient", "impl/envdclient", "impl/transport", "impl/need", "impl/netns/netnstest"}, "suites reach the system by the wire and public packages; a host of their own is test support"},
 	{"fault", nil, "holds tests alone, which are built with a tag; they reach the system by the wire, and its steps by their names"},
-	{"bench/...", []string{"bench/...", "e2e/...", "impl/apiclient", "impl/envdclient", "impl/transport", "impl/need"}, "suites reach the system by the wire and public packages"},
+	{"bench/...", []string{"bench/...", "e2e/...", "impl/apiclient", "impl/envdclient", "impl/transport", "impl/memfile", "impl/need"}, "suites reach the system by the wire and public packages; a VMM alone wants memory in one file"},
 }
 
 type listed struct {

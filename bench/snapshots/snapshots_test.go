@@ -13,6 +13,7 @@ import (
 
 	"wrenn/e2e/harness"
 	"wrenn/impl/apiclient"
+	"wrenn/impl/memfile"
 )
 
 // BenchmarkPause pauses and resumes a machine of 1 GiB that has changed so many MiB since it was restored, where
@@ -60,7 +61,7 @@ func benchmarkPause(b *testing.B, s *harness.System) {
 				dirty(b, s, raw, mib, round)
 				time.Sleep(settle)
 				pauseBoth(b, s, ours, raw, round, paused)
-				resumeBoth(b, s, ours, alone, resumed)
+				resumeBoth(b, s, ours, alone, round, resumed)
 				for _, box := range []apiclient.Sandbox{ours, raw} {
 					require.NoError(b, s.Client.Kill(patience(b), box.SandboxID))
 				}
@@ -144,26 +145,43 @@ func asCold(b *testing.B, path string) {
 	}
 }
 
-// resumeBoth resumes a machine as users do, and then loads the same snapshot into a VMM alone.
-func resumeBoth(b *testing.B, s *harness.System, box apiclient.Sandbox, alone *bare, f figures) {
+// resumeBoth resumes a machine as users do, and loads the same snapshot into a VMM alone; each goes first in every other
+// round, since whoever does reads what the other then finds in memory, and both with the disk at rest.
+func resumeBoth(b *testing.B, s *harness.System, box apiclient.Sandbox, alone *bare, round int, f figures) {
 	b.Helper()
-	unix.Sync() // what the pause has left to write back would be in the way of whoever goes first
-	boot := resume(b, s, box.SandboxID)
-	f.stages(boot.Stages)
-	f.add("total", boot.TotalMs)
-	f.add("until-vcpus", boot.TotalMs-f.last("guest")-f.last("running")-f.last("store"))
-	dir := boxDir(s, box.SandboxID)
-	memory := filepath.Join(dir, "memory.flat")
-	if _, err := os.Stat(memory); err != nil {
-		memory = filepath.Join(dir, "snapshot/memory.0") // its layers have been merged
+	for turn := range 2 {
+		if (round+turn)%2 == 0 {
+			resumeAlone(b, s, box, alone, f)
+			continue
+		}
+		unix.Sync()
+		boot := resume(b, s, box.SandboxID)
+		f.stages(boot.Stages)
+		f.add("total", boot.TotalMs)
+		f.add("until-vcpus", boot.TotalMs-f.last("guest")-f.last("running")-f.last("store"))
 	}
-	asCold(b, memory)
+}
+
+func resumeAlone(b *testing.B, s *harness.System, box apiclient.Sandbox, alone *bare, f figures) {
+	b.Helper()
+	snapshot, dir := filepath.Join(boxDir(s, box.SandboxID), "snapshot"), filepath.Join(s.Dir, "agent/bare")
+	require.NoError(b, os.Mkdir(dir, 0o700))
+	layers, err := filepath.Glob(filepath.Join(snapshot, "memory.[0-9]"))
+	require.NoError(b, err)
+	chain, err := memfile.Open(layers...)
+	require.NoError(b, err)
+	memory := filepath.Join(dir, "memory")
+	_, err = chain.Flatten(patience(b), memory)
+	require.NoError(b, errors.Join(err, chain.Close()))
+	forget := alone.copyDisk(b, snapshot)
 	unix.Sync()
-	launched, loaded, answered := alone.load(b, filepath.Join(dir, "snapshot"), memory)
+	asCold(b, memory)
+	launched, loaded, answered := alone.load(b, snapshot, memory)
 	f.add("alone-launch", launched)
 	f.add("alone-load", loaded)
 	f.add("alone", launched+loaded)
 	f.add("alone-answer", launched+loaded+answered)
+	require.NoError(b, errors.Join(forget(), os.RemoveAll(dir)))
 }
 
 // BenchmarkStart measures from the call that creates a sandbox to the end of its first command, of a cold boot

@@ -123,16 +123,21 @@ func newBare(b *testing.B, s *harness.System, id string) *bare {
 // answers waits for the daemon of the guest, with programs of some 10 ms each.
 const answers = "until curl -s -o /dev/null --max-time 1 http://169.254.0.21:49983/health; do :; done"
 
-// load starts a VMM and lets it load and run the snapshot, whose memory is flat in one file. It returns how long
-// the start and the load took, and from there to the first answer of the guest; the disk is there already, and the
-// VMM is gone afterwards.
-func (v *bare) load(b *testing.B, snapshot, memory string) (launched, loaded, answered float64) {
+// copyDisk puts a snapshot's disk where load's VMM looks for it; forget removes it.
+func (v *bare) copyDisk(b *testing.B, snapshot string) (forget func() error) {
 	b.Helper()
-	socket := filepath.Join(v.dir, "vmm.sock")
 	disk := filepath.Join(v.dir, "root.disk")
 	out, err := exec.Command("cp", "--sparse=always", filepath.Join(snapshot, "root.disk"), disk).CombinedOutput()
 	require.NoError(b, err, "%s", out)
-	defer func() { assert.NoError(b, errors.Join(os.Remove(disk), os.RemoveAll(socket))) }()
+	return func() error { return os.Remove(disk) }
+}
+
+// load starts a VMM and lets it load and run the snapshot, whose memory is flat in one file. It returns how long
+// the start and the load took, and from there to the first answer of the guest; the VMM is gone afterwards.
+func (v *bare) load(b *testing.B, snapshot, memory string) (launched, loaded, answered float64) {
+	b.Helper()
+	socket := filepath.Join(v.dir, "vmm.sock")
+	defer func() { assert.NoError(b, os.RemoveAll(socket)) }()
 	cmd := exec.Command("unshare", "--mount", "--", "ip", "netns", "exec", bareNetns, v.program, "--api-sock", socket, "--id", "bare")
 	cmd.Dir, cmd.Env = v.dir, v.env
 	launched = timed(b, func() error {
