@@ -60,11 +60,6 @@ var exceptions = []struct {
 			a.without("Content-Length")
 		}
 	}},
-	{"net/http leaves out of a 304 what the client has anyway (RFC 9110, 15.4.5): type and length", func(a *answered, _ *url.URL) {
-		if a.Status == "304" {
-			a.without("Content-Type", "Content-Length")
-		}
-	}},
 	{"clocks go on", func(a *answered, _ *url.URL) {
 		for i, h := range a.Header {
 			if strings.HasPrefix(h, "Date: ") {

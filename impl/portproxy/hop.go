@@ -138,7 +138,7 @@ func (p *passage) answer(res *http.Response) {
 	p.refine(header)
 	for _, name := range []string{"Content-Type", "Date"} {
 		if _, ok := header[name]; !ok {
-			header[name] = nil // or net/http's server would add one
+			header[name] = nil // or the server would add one
 		}
 	}
 	announced := len(res.Trailer)
@@ -163,18 +163,18 @@ func (p *passage) answer(res *http.Response) {
 // abort ends the client's connection without an answer: it has gone, or this server ends and there is none to give.
 func abort() { panic(http.ErrAbortHandler) }
 
-// smallPiece is what net/http's server writes with its frame at once, in bytes: it has a buffer of 4096.
+// smallPiece is what a server writes with its frame at once, in bytes: it has a buffer of 4096.
 const smallPiece = 4000
 
 // copyBody sends res's body to the client, each piece as it comes: an event stream's next byte may be hours away. The header
 // goes with the first piece if that has come already.
 func (p *passage) copyBody(res *http.Response) error {
-	flush := http.NewResponseController(p.w).Flush // whose failure is for the next write to find out
+	flush := func() { _ = http.NewResponseController(p.w).Flush() } // whose failure is for the next write to find out
 	switch b, ok := res.Body.(interface{ Buffered() int }); {
 	case res.ContentLength == 0 || p.r.Method == http.MethodHead:
 		return nil
 	case !ok || b.Buffered() == 0:
-		_ = flush()
+		flush()
 	}
 	gather := transport.GatherOf(p.r)
 	piece := pieces.Get().(*[32 << 10]byte)
@@ -193,7 +193,7 @@ func (p *passage) copyBody(res *http.Response) error {
 				gather.Begin()
 			}
 			_, failed := p.w.Write(piece[:n])
-			_ = flush()
+			flush()
 			if framed {
 				gather.End()
 			}
@@ -203,7 +203,7 @@ func (p *passage) copyBody(res *http.Response) error {
 		}
 		switch {
 		case last && n == 0 && res.ContentLength < 0:
-			_ = flush() // or the server would give an empty body a length
+			flush() // or the server would give an empty body a length
 			return nil
 		case last:
 			return nil

@@ -6,7 +6,7 @@ import (
 	"sync"
 )
 
-// gatherBytes hold a piece of a body (32 KiB) with an answer's header (net/http's buffer has 4096) and what frames a chunk.
+// gatherBytes hold a piece of a body (32 KiB) with an answer's header (a server's buffer has 4096) and what frames a chunk.
 const gatherBytes = 37 << 10
 
 var gathers = sync.Pool{New: func() any { return new([gatherBytes]byte) }}
@@ -31,8 +31,8 @@ func (l listener) Accept() (net.Conn, error) {
 	return c, err
 }
 
-// Gather lets several writes of an answer leave its connection as one. net/http's server writes a chunk of a body as the
-// first 4096 bytes, the rest, and the two bytes at its end: without delay that is three packets, each with the kernel's
+// Gather lets several writes of an answer leave its connection as one. A server writes a chunk of a body as the
+// first 4096 bytes, which is its buffer, the rest, and the two bytes at its end: without delay that is three packets, each with the kernel's
 // whole way through the network behind it and a reader woken at the other end. The copy that one write takes costs a
 // tenth of that.
 type Gather struct{ conn *served }
