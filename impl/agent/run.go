@@ -148,7 +148,7 @@ func (h *host) serve(ctx context.Context, listener net.Listener, finish func(con
 	mux := http.NewServeMux()
 	mux.Handle(hostagentv1connect.NewHostAgentServiceHandler(h.handler))
 	server := transport.NewProxyServer(h.proxy.Protect(h.cfg.Token, mux))
-	server.ErrorLog = slog.NewLogLogger(h.cfg.Logger.Handler(), slog.LevelDebug)
+	server.ErrorLog = slog.NewLogLogger(h.cfg.Logger.Handler(), slog.LevelWarn)
 	failed := make(chan error, 1)
 	go func() { failed <- server.Serve(transport.Listen(listener, nil)) }()
 	recovered := make(chan struct{})

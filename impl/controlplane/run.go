@@ -84,9 +84,9 @@ func (s *server) run(ctx context.Context) error {
 	defer edge.Close()
 
 	// Connections to sandboxes hang on ctx, so that tunnels end with it; API calls outlive it for the grace.
-	logger := slog.NewLogLogger(s.cfg.Logger.Handler(), slog.LevelDebug)
 	apiServer, proxyServer := transport.NewServer(s), transport.NewProxyServer(edge)
-	apiServer.ErrorLog, proxyServer.ErrorLog = logger, logger
+	apiServer.ErrorLog = slog.NewLogLogger(s.cfg.Logger.Handler(), slog.LevelDebug)  // of clients, mostly
+	proxyServer.ErrorLog = slog.NewLogLogger(s.cfg.Logger.Handler(), slog.LevelWarn) // of ourselves
 	apiServer.BaseContext, proxyServer.BaseContext = func(net.Listener) context.Context { return context.WithoutCancel(ctx) }, ctx
 	if s.cfg.tune != nil {
 		s.cfg.tune(apiServer, proxyServer, s.streams)
