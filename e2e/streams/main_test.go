@@ -135,16 +135,21 @@ func (v *viewer) until(what string) {
 // ends reads to the last text message and the close frame after it.
 func (v *viewer) ends() (reply, websocket.StatusCode) {
 	v.t.Helper()
-	var last reply
+	last, err := v.rest()
+	var closed websocket.CloseError
+	require.True(v.t, errors.As(err, &closed), "%v", err)
+	return last, closed.Code
+}
+
+// rest reads to the end, whatever it is, and returns the last text message.
+func (v *viewer) rest() (last reply, err error) {
 	for {
 		r, err := v.next()
 		if r != nil {
 			last = *r
 		}
 		if err != nil {
-			var closed websocket.CloseError
-			require.True(v.t, errors.As(err, &closed), "%v", err)
-			return last, closed.Code
+			return last, err
 		}
 	}
 }

@@ -107,6 +107,9 @@ func TestG02_KeystrokesAndBytesThroughTheWholeChain(t *testing.T) {
 	t.Logf("the same by Connect and the sandbox proxy: %v (median), %v (worst)", mid, worst)
 }
 
+// patience is how long a viewer may take nothing, and farewell how long it then has for what is queued (impl/session).
+const patience, farewell = time.Second, 5 * time.Second
+
 // TestG02_ViewersOfOneTerminal: eight see the same, and each but one that stalls sees all.
 func TestG02_ViewersOfOneTerminal(t *testing.T) {
 	c := start(t)
@@ -124,6 +127,7 @@ func TestG02_ViewersOfOneTerminal(t *testing.T) {
 	for i := range 3000000 {
 		fmt.Fprintln(&want, i+1)
 	}
+	flood := time.Now()
 	first.input("go\n")
 	done := make(chan error, len(viewers))
 	for _, v := range viewers {
@@ -148,9 +152,11 @@ func TestG02_ViewersOfOneTerminal(t *testing.T) {
 		_, after, _ := strings.Cut(v.seen.String(), "before\n")
 		assert.True(t, strings.HasPrefix(after, want.String()), "viewer %d misses output", i)
 	}
-	r, code := stalled.ends()
-	assert.EqualValues(t, 4001, code, "%+v", r)
-	assert.Contains(t, r.Message, "attach again")
+	// It has been told if it reads within its farewell, which on a slow machine has passed when the others have all.
+	if r, err := stalled.rest(); time.Since(flood) < patience+farewell || websocket.CloseStatus(err) != -1 {
+		assert.EqualValues(t, 4001, websocket.CloseStatus(err), "%+v: %v", r, err)
+		assert.Contains(t, r.Message, "attach again")
+	}
 	again := view(t, c, box, "pty", attach(first.pid))
 	again.until("END-go")
 	assert.LessOrEqual(t, again.seen.Len(), 1<<20, "the replay is bounded")
