@@ -185,7 +185,7 @@ func FuzzAnswersAreThoseOfNetHTTP(f *testing.F) {
 	f.Fuzz(func(t *testing.T, raw string) {
 		for _, token := range []string{"close", "keep-alive"} { // theirs sees them also within others
 			if lower := strings.ToLower(raw); strings.Count(lower, token) != strings.Count(lower, "connection: "+token+"\r\n") {
-				t.Skip()
+				return
 			}
 		}
 		want, got := refusal.ReplaceAllString(talkTo(t, theirs, raw), "refused"), refusal.ReplaceAllString(talkTo(t, ours, raw), "refused")
