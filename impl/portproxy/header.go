@@ -4,6 +4,8 @@ import (
 	"net/http"
 	"net/textproto"
 	"strings"
+
+	"golang.org/x/net/http/httpguts"
 )
 
 // perHop are the headers that concern one connection alone (RFC 9110, 7.6.1, and what servers take for such).
@@ -26,22 +28,10 @@ func dropPerHop(h http.Header) {
 	}
 }
 
-// hasToken says whether one of values, each a list with commas, has token, whatever its case.
-func hasToken(values []string, token string) bool {
-	for _, list := range values {
-		for v := range strings.SplitSeq(list, ",") {
-			if strings.EqualFold(textproto.TrimString(v), token) {
-				return true
-			}
-		}
-	}
-	return false
-}
-
 // protocol returns the protocol to which the connection of a message with header h is to be switched, or has been;
 // empty means none.
 func protocol(h http.Header) string {
-	if !hasToken(h["Connection"], "Upgrade") {
+	if !httpguts.HeaderValuesContainsToken(h["Connection"], "Upgrade") {
 		return ""
 	}
 	return h.Get("Upgrade")

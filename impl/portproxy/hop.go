@@ -11,6 +11,8 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"golang.org/x/net/http/httpguts"
+
 	"wrenn/impl/transport"
 )
 
@@ -45,7 +47,7 @@ func newPassage(w http.ResponseWriter, r *http.Request, base *url.URL, target st
 	if p.upgrade.asked = protocol(r.Header); p.upgrade.asked != "" {
 		p.trace.GotConn = func(info httptrace.GotConnInfo) { p.upgrade.conn = info.Conn }
 	}
-	trailers := hasToken(r.Header["Te"], "trailers")
+	trailers := httpguts.HeaderValuesContainsToken(r.Header["Te"], "trailers")
 	dropPerHop(r.Header)
 	for _, name := range forwarded {
 		delete(r.Header, name)

@@ -46,10 +46,6 @@ func newResponse(ctx context.Context, cancel context.CancelFunc, c *conn, read *
 	return w
 }
 
-func hasToken(values []string, token string) bool {
-	return values != nil && httpguts.HeaderValuesContainsToken(values, token)
-}
-
 // Header returns the header that the next WriteHeader sends.
 func (w *response) Header() http.Header { return w.header }
 
@@ -125,7 +121,7 @@ var ours = map[string]bool{"Connection": true, "Transfer-Encoding": true}
 // writeHead writes the status and h, and decides how the body is framed.
 func (w *response) writeHead(h http.Header) {
 	w.waits = nil
-	if hasToken(h["Connection"], "close") {
+	if httpguts.HeaderValuesContainsToken(h["Connection"], "close") {
 		w.last = true
 	}
 	if !w.empty && w.length < 0 {

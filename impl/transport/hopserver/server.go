@@ -97,7 +97,7 @@ func (s *Server) add(rwc net.Conn) *conn {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ended {
-		_ = rwc.Close()
+		c.cut()
 		return nil
 	}
 	s.conns[c] = struct{}{}
