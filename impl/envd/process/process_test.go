@@ -211,7 +211,8 @@ func TestCommandsThatCannotRunAreRefused(t *testing.T) {
 			}
 		})
 	}
-	assert.Equal(t, before, openFiles(t), "descriptors are left open")
+	// Fewer are no leak: an earlier test's last descriptors close after its end is told.
+	assert.LessOrEqual(t, openFiles(t), before, "descriptors are left open")
 }
 
 func TestProgramIsFoundInItsOwnPathAndDirectory(t *testing.T) {
