@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -138,7 +137,7 @@ func (h *host) assemble(choice Choice, vmm *vmmPart) error {
 		return err
 	}
 	h.proxy = portproxy.NewHost(portproxy.HostConfig{
-		Lookup: lookup(h.manager), GuestAddr: netip.MustParseAddr(network.GuestIP), Logger: h.cfg.Logger,
+		Lookup: lookup(h.manager), Logger: h.cfg.Logger,
 	})
 	h.handler = &handler{manager: h.manager, disks: h.disks, choice: choice, version: Version, memoryMiB: memoryMiB, networks: h.part}
 	return nil

@@ -80,7 +80,9 @@ func (s *server) run(ctx context.Context) error {
 	bulk := transport.NewProxyTransport()
 	defer bulk.CloseIdleConnections()
 	defer s.streams.CloseIdleConnections()
-	edge := portproxy.NewEdge(portproxy.EdgeConfig{Lookup: s.lookup, Resumer: resumer{s}, Bulk: bulk, Streams: s.streams, Logger: s.cfg.Logger})
+	edge := portproxy.NewEdge(portproxy.EdgeConfig{
+		Lookup: s.lookup, Resumer: resumer{s}, Bulk: bulk, Streams: s.streams, Logger: s.cfg.Logger,
+	})
 	defer edge.Close()
 
 	// Connections to sandboxes hang on ctx, so that tunnels end with it; API calls outlive it for the grace.

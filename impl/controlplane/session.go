@@ -3,6 +3,7 @@ package controlplane
 import (
 	"errors"
 	"net/http"
+	"strconv"
 	"strings"
 
 	"wrenn/impl/envdclient"
@@ -73,9 +74,8 @@ func (s *server) guest(r *http.Request, id string) (*envdclient.Client, error) {
 		return nil, err
 	}
 	return envdclient.New(envdclient.Config{
-		BaseURL:     target.URL.String() + portproxy.Path(id, portproxy.EnvdPort),
-		HTTPClient:  &http.Client{Transport: s.streams},
-		Headers:     http.Header{transport.AgentTokenHeader: {target.Token}},
+		BaseURL:     "http://localhost:" + strconv.Itoa(portproxy.EnvdPort),
+		HTTPClient:  &http.Client{Transport: portproxy.NewDaemonTransport(s.streams, target, id)},
 		AccessToken: s.envdToken(id),
 	})
 }

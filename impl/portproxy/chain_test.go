@@ -58,7 +58,7 @@ func newChain(t *testing.T, guest net.Addr, settings ...func(*chain)) *chain {
 	}
 	logger := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	c.host = NewHost(HostConfig{
-		Lookup: c.lookup, Dial: c.dialGuest, Logger: logger, TunnelIdle: c.idle, MaxInFlight: c.most, GuestAddr: netip.MustParseAddr("169.254.0.21"),
+		Lookup: c.lookup, Dial: c.dialGuest, Logger: logger, TunnelIdle: c.idle, MaxInFlight: c.most,
 	})
 	t.Cleanup(c.host.Close)
 	var agent string

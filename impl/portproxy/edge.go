@@ -9,10 +9,12 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"path"
 	"strconv"
 	"strings"
 	"time"
 
+	"wrenn/impl/portproxy/internal/former"
 	"wrenn/impl/transport"
 )
 
@@ -36,9 +38,9 @@ type EdgeConfig struct {
 	// ErrUnreachable, or others, which answer 500.
 	Lookup func(ctx context.Context, id string) (AgentTarget, error)
 	// Bulk carries users' own ports and whole files (transport.NewProxyTransport).
-	Bulk http.RoundTripper
+	Bulk Exchanger
 	// Streams carries the guest daemon's calls, over which terminals run (transport.NewStreamProxyTransport).
-	Streams http.RoundTripper
+	Streams Exchanger
 	// Resumer, if set, wakes sandboxes for which Lookup says ErrPaused; without it they answer as unknown.
 	Resumer Resumer
 	// TunnelIdle is how long an upgraded connection may carry no byte either way; 0 means DefaultTunnelIdle.
@@ -49,16 +51,20 @@ type EdgeConfig struct {
 // Edge is the public door to sandboxes' ports.
 type Edge struct {
 	cfg     EdgeConfig
+	defects former.Defects
 	tunnels tunnels
 	waker   waker
 }
 
 // NewEdge returns the control plane's proxy: it finds sandbox and port in the host name
 // ({port}-{sandbox}.{domain}, whatever the domain) or in the headers E2b-Sandbox-Id and E2b-Sandbox-Port,
-// and passes the request on to the agent's /proxy/{sandbox}/{port}. It must not stand behind an
-// http.ServeMux, which would clean the path. The caller closes it.
-func NewEdge(cfg EdgeConfig) *Edge {
-	e := &Edge{cfg: cfg, waker: waker{resumer: cfg.Resumer}}
+// and passes the request on by way of the agent. It must not stand behind an http.ServeMux, which would clean the path. The
+// caller closes it.
+func NewEdge(cfg EdgeConfig) *Edge { return NewFormerEdge(cfg, former.Defects{}) }
+
+// NewFormerEdge is NewEdge with defects, for the suites that must find them; see package portproxytest.
+func NewFormerEdge(cfg EdgeConfig, defects former.Defects) *Edge {
+	e := &Edge{cfg: cfg, defects: defects, waker: waker{resumer: cfg.Resumer}}
 	e.tunnels.idle = cmp.Or(cfg.TunnelIdle, DefaultTunnelIdle)
 	return e
 }
@@ -94,40 +100,60 @@ func (e *Edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if to.isStream(r.URL.Path) {
-		e.pass(w, r, to, target, e.cfg.Streams, transport.PreferLatency(r))
+		e.pass(w, r, pipe{to, target, pipeStream}, e.cfg.Streams, transport.PreferLatency(r))
 	} else {
 		transport.PreferThroughput(r)
-		e.pass(w, r, to, target, e.cfg.Bulk, nil)
+		e.pass(w, r, pipe{to, target, pipeBulk}, e.cfg.Bulk, nil)
 	}
 }
 
-// pass makes the exchange with the agent of a sandbox.
-func (e *Edge) pass(w http.ResponseWriter, r *http.Request, to route, target AgentTarget, via http.RoundTripper, flow *transport.Flow) {
-	host := r.Host
-	p := newPassage(w, r, target.URL, Path(to.id, to.port)+rawTarget(r))
-	p.via, p.flow = via, flow
-	if target.MaskHost != "" && to.port != EnvdPort {
-		r.Host = strings.ReplaceAll(target.MaskHost, "${PORT}", strconv.Itoa(int(to.port)))
+// pass makes the exchange with a guest's port.
+func (e *Edge) pass(w http.ResponseWriter, r *http.Request, by pipe, via Exchanger, flow *transport.Flow) {
+	host, target := r.Host, rawTarget(r)
+	if e.defects.JoinPath {
+		target = path.Join("/", r.URL.Path)
 	}
-	r.Header[transport.AgentTokenHeader] = []string{target.Token}
+	p := newPassage(w, r, &url.URL{Scheme: "http", Host: "localhost:" + strconv.Itoa(int(by.to.port))}, target)
+	p.via, p.way, p.flow = via, by.way(), flow
+	if by.agent.MaskHost != "" && by.to.port != EnvdPort {
+		r.Host = strings.ReplaceAll(by.agent.MaskHost, "${PORT}", strconv.Itoa(int(by.to.port)))
+	}
 	r.Header["X-Forwarded-Host"] = []string{host}
 	if ip, _, err := net.SplitHostPort(r.RemoteAddr); err == nil {
 		r.Header["X-Forwarded-For"] = []string{ip}
 	}
 	p.refine = func(h http.Header) {
-		if hasReferences(h) {
+		if hasReferences(h) && !e.defects.LeaveReferences {
 			_, _, byName := nameLabel(host)
-			nameForm{to: to, host: host, byName: byName}.rewriter().header(h)
+			newPathForm(by.to, r).rewriter().header(h)
+			nameForm{to: by.to, host: host, byName: byName}.rewriter().header(h)
 		}
 	}
-	p.fail = func(err error) {
-		if errors.Is(err, context.Canceled) {
-			abort()
-		}
-		e.cfg.Logger.WarnContext(r.Context(), "agent did not answer a proxied request", "sandbox", to.id, "port", to.port, "error", err)
-		hostAnswer(to, err).write(w, r)
-	}
+	p.fail = func(err error) { e.refuse(w, r, by, err) }
 	e.tunnels.pass(p)
+}
+
+// refuse answers a request that a guest has not answered.
+func (e *Edge) refuse(w http.ResponseWriter, r *http.Request, by pipe, err error) {
+	refused := &refusedError{}
+	switch ctx := r.Context(); {
+	case errors.Is(err, context.Canceled):
+		abort()
+	case errors.As(err, &refused):
+	case isDialError(err), errors.Is(err, errAgent): // nobody but the agent has been spoken to
+		e.cfg.Logger.WarnContext(ctx, "agent did not answer", "sandbox", by.to.id, "port", by.to.port, "error", err)
+		refused.answer = hostAnswer(by.to, err)
+	default: // a sandbox that is no more has cut the connection, or the guest, or the agent was lost
+		e.cfg.Logger.DebugContext(ctx, "guest did not answer", "sandbox", by.to.id, "port", by.to.port, "error", err)
+		switch why := by.ask(ctx, e.cfg.Bulk); {
+		case errors.Is(why, errWouldOpen):
+			refused.answer = guestAnswer(by.to, err)
+		case errors.As(why, &refused):
+		default:
+			refused.answer = hostAnswer(by.to, why)
+		}
+	}
+	refused.answer.write(w, r)
 }
 
 // find looks the sandbox up, holds the traffic token against it, and wakes it where it sleeps.

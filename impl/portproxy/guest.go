@@ -32,7 +32,7 @@ type guest struct {
 	transport *transport.Direct // to users' ports
 	streams   *transport.Direct // to the daemon's
 
-	inFlight atomic.Int64 // exchanges under way
+	inFlight atomic.Int64 // exchanges under way, and pipes
 
 	mu      sync.Mutex
 	evicted bool
@@ -87,6 +87,17 @@ func (g *guest) track(conn net.Conn) (net.Conn, error) {
 	g.conns[c] = struct{}{}
 	return c, nil
 }
+
+// begin counts one more exchange under way, unless that would be more than most.
+func (g *guest) begin(most int) bool {
+	if g.inFlight.Add(1) > int64(most) {
+		g.end()
+		return false
+	}
+	return true
+}
+
+func (g *guest) end() { g.inFlight.Add(-1) }
 
 func (g *guest) isEvicted() bool {
 	g.mu.Lock()

@@ -16,13 +16,19 @@ import (
 	"wrenn/impl/transport"
 )
 
+// Exchanger makes exchanges: a transport.Direct.
+type Exchanger interface {
+	RoundTripBy(r *http.Request, way transport.Way, trace *httptrace.ClientTrace) (*http.Response, error)
+}
+
 // passage is one request on its way through a hop, and its answer back.
 type passage struct {
 	w http.ResponseWriter
 	// r is the request, which has become the one that goes on.
 	r *http.Request
-	// via makes the exchange with the next hop.
-	via http.RoundTripper
+	// via makes the exchange with what answers, by way.
+	via Exchanger
+	way transport.Way
 	// refine changes an answer's header.
 	refine func(http.Header)
 	// fail answers the client where the next hop did not.
@@ -103,13 +109,10 @@ func (ts *tunnels) pass(p *passage) {
 	}
 }
 
-// roundTrip asks the next hop.
+// roundTrip asks what answers.
 func (p *passage) roundTrip() (*http.Response, error) {
 	defer p.end()
-	if direct, ok := p.via.(*transport.Direct); ok {
-		return direct.RoundTripTraced(p.r, &p.trace)
-	}
-	return p.via.RoundTrip(p.r.WithContext(httptrace.WithClientTrace(p.r.Context(), &p.trace)))
+	return p.via.RoundTripBy(p.r, p.way, &p.trace)
 }
 
 // interim passes an interim answer on, until the final one has come: it may be called from another goroutine, and late.

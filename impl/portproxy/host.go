@@ -1,9 +1,8 @@
 // Package portproxy carries HTTP and WebSocket traffic from the outside to the ports of sandboxes, byte
 // for byte: at the control plane by host name or headers (NewEdge), at the agent by path (NewHost).
 //
-// The control plane passes a request on to the agent as /proxy/{sandbox}/{port} plus the path as it came;
-// the agent takes that off again and passes it on to the guest's address. Nothing is cleaned, decoded,
-// buffered or repeated on the way.
+// The control plane passes a request on by a pipe (see pipe.go) through the agent to the guest's address; who comes to an
+// agent by /proxy/{sandbox}/{port} is served by the agent itself. Nothing is cleaned, decoded, buffered or repeated on the way.
 package portproxy
 
 import (
@@ -32,11 +31,8 @@ type HostConfig struct {
 	Lookup func(ctx context.Context, id string) (netip.Addr, error)
 	// Dial connects to a guest; nil means transport.DialGuest. The connection must be a *net.TCPConn.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
-	// GuestAddr is the address that every guest knows itself by, if it is another than Lookup's. Redirects
-	// to it are redirects to the sandbox.
-	GuestAddr netip.Addr
-	// MaxInFlight is how many exchanges a sandbox may have under way, tunnels included; beyond it requests
-	// get 429. 0 means DefaultMaxInFlight.
+	// MaxInFlight is how many exchanges a sandbox may have under way, and pipes open, which wait for their next exchange for
+	// a quarter of a second; beyond it requests get 429. 0 means DefaultMaxInFlight.
 	MaxInFlight int
 	// TunnelIdle is how long an upgraded connection may carry no byte either way; 0 means DefaultTunnelIdle.
 	TunnelIdle time.Duration
@@ -47,12 +43,13 @@ type HostConfig struct {
 // one sandbox cannot use up the agent's, while no browser or SDK comes near it.
 const DefaultMaxInFlight = 4096
 
-// Host is an agent's port proxy. It expects /proxy/{sandbox}/{port}/... and requests that the agent has
-// authenticated.
+// Host is an agent's port proxy. It expects /proxy/{sandbox}/{port}/..., for who comes by path, or /pipe/{sandbox}/{port}, by
+// which the control plane comes, and requests that the agent has authenticated.
 type Host struct {
 	cfg     HostConfig
 	defects former.Defects
 	tunnels tunnels
+	pipes   tunnels
 	mu      sync.Mutex // orders the making of a guest against its eviction
 	guests  sync.Map   // sandbox id → *guest
 }
@@ -72,19 +69,25 @@ func NewFormerHost(cfg HostConfig, defects former.Defects) *Host {
 	return h
 }
 
-// Close cuts the upgraded connections of all sandboxes, which live on when the server around h has ended,
+// Close cuts the upgraded connections and the pipes of all sandboxes, which live on when the server around h has ended,
 // and waits for their end.
-func (h *Host) Close() { h.tunnels.close() }
+func (h *Host) Close() {
+	h.tunnels.close()
+	h.pipes.close()
+}
 
-// Mount returns a handler that sends every request whose raw path starts with /proxy/ to h and all others
+// Mount returns a handler that sends every request whose raw path starts with /proxy/ or /pipe/ to h and all others
 // to next.
 func (h *Host) Mount(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if strings.HasPrefix(r.RequestURI, pathPrefix) {
+		switch {
+		case strings.HasPrefix(r.RequestURI, pathPrefix):
 			h.ServeHTTP(w, r)
-			return
+		case strings.HasPrefix(r.RequestURI, pipePrefix):
+			h.servePipe(w, r)
+		default:
+			next.ServeHTTP(w, r)
 		}
-		next.ServeHTTP(w, r)
 	})
 }
 
@@ -152,15 +155,10 @@ func (h *Host) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	g, err := h.lookup(r.Context(), to.id)
 	if err != nil {
-		a := lookupAnswer(to, err)
-		if a.Code == http.StatusInternalServerError {
-			h.cfg.Logger.ErrorContext(r.Context(), "sandbox could not be looked up", "sandbox", to.id, "error", err)
-		}
-		a.write(w, r)
+		h.refuseLookup(w, r, to, err)
 		return
 	}
-	if g.inFlight.Add(1) > int64(h.cfg.MaxInFlight) {
-		g.inFlight.Add(-1)
+	if !g.begin(h.cfg.MaxInFlight) {
 		lookupAnswer(to, errTooMany).write(w, r)
 		return
 	}
@@ -180,10 +178,10 @@ func (h *Host) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // pass makes the exchange with a guest.
-func (h *Host) pass(w http.ResponseWriter, r *http.Request, g *guest, to route, rest string, via http.RoundTripper, flow *transport.Flow) {
+func (h *Host) pass(w http.ResponseWriter, r *http.Request, g *guest, to route, rest string, via Exchanger, flow *transport.Flow) {
 	client, public := r.Header["X-Forwarded-For"], r.Header["X-Forwarded-Host"] // from our own control plane: the token says so
 	p := newPassage(w, r, &url.URL{Scheme: "http", Host: netip.AddrPortFrom(g.addr, to.port).String()}, rest)
-	p.via, p.flow, p.done = via, flow, func() { g.inFlight.Add(-1) }
+	p.via, p.flow, p.done = via, flow, g.end
 	if client != nil {
 		r.Header["X-Forwarded-For"] = client
 	}
@@ -192,31 +190,29 @@ func (h *Host) pass(w http.ResponseWriter, r *http.Request, g *guest, to route, 
 	}
 	p.refine = func(header http.Header) {
 		if hasReferences(header) && !h.defects.LeaveReferences {
-			h.pathForm(g, to, r).rewriter().header(header)
+			newPathForm(to, r, g.addr).rewriter().header(header)
 		}
 	}
-	p.fail = func(err error) {
-		if g.isEvicted() {
-			err = errors.Join(errEvicted, err)
-		} else if errors.Is(err, context.Canceled) {
-			abort()
-		}
-		h.cfg.Logger.DebugContext(r.Context(), "guest did not answer", "sandbox", to.id, "port", to.port, "error", err)
-		guestAnswer(to, err).write(w, r)
-	}
+	p.fail = func(err error) { h.refuseGuest(w, r, g, to, err) }
 	h.tunnels.pass(p)
 }
 
-// pathForm is the form of references in the answer to out, a request as it went to the guest.
-func (h *Host) pathForm(g *guest, to route, out *http.Request) pathForm {
-	f := pathForm{to: to, public: out.Header.Get("X-Forwarded-Host"), own: []netip.Addr{g.addr, h.cfg.GuestAddr}, base: out.URL.Opaque}
-	if f.base == "" {
-		f.base = out.URL.RequestURI()
+// refuseLookup answers a request to a sandbox that cannot be had.
+func (h *Host) refuseLookup(w http.ResponseWriter, r *http.Request, to route, err error) {
+	a := lookupAnswer(to, err)
+	if a.Code == http.StatusInternalServerError {
+		h.cfg.Logger.ErrorContext(r.Context(), "sandbox could not be looked up", "sandbox", to.id, "error", err)
 	}
-	if f.public == "" {
-		f.public = out.Host
-	} else if f.public != out.Host {
-		f.mask = out.Host
+	a.write(w, r)
+}
+
+// refuseGuest answers a request to a guest that has not been connected to, or has not answered.
+func (h *Host) refuseGuest(w http.ResponseWriter, r *http.Request, g *guest, to route, err error) {
+	if g.isEvicted() {
+		err = errors.Join(errEvicted, err)
+	} else if errors.Is(err, context.Canceled) {
+		abort()
 	}
-	return f
+	h.cfg.Logger.DebugContext(r.Context(), "guest did not answer", "sandbox", to.id, "port", to.port, "error", err)
+	guestAnswer(to, err).write(w, r)
 }

@@ -5,17 +5,20 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httptrace"
 	"net/url"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"wrenn/impl/transport"
 )
 
-// plane answers by its name.
+// plane answers by its name .
 type plane string
 
-func (p plane) RoundTrip(r *http.Request) (*http.Response, error) {
+func (p plane) RoundTripBy(r *http.Request, _ transport.Way, _ *httptrace.ClientTrace) (*http.Response, error) {
 	return &http.Response{StatusCode: http.StatusOK, Header: http.Header{"Plane": {string(p)}}, Body: http.NoBody, Request: r}, nil
 }
 

@@ -2,10 +2,10 @@ package portproxy
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -16,9 +16,12 @@ import (
 // gains little; a tunnel holds one only from a read to the end of the write that follows.
 var pieces = sync.Pool{New: func() any { return new([32 << 10]byte) }}
 
-// pump copies src to dst until src ends (nil) or either fails, and notes in moved when it carried bytes.
+// errWrite is why a pump has ended whose destination takes no more.
+var errWrite = errors.New("the other end takes no more")
+
+// pump copies src to dst until src ends (nil) or either fails, and tells moving of bytes before and after it has carried them.
 // While src is silent it holds no buffer.
-func pump(dst, src net.Conn, moved *atomic.Int64) error {
+func pump(dst, src net.Conn, moving func(n int)) error {
 	read, err := reader(src)
 	if err != nil {
 		return err
@@ -26,10 +29,11 @@ func pump(dst, src net.Conn, moved *atomic.Int64) error {
 	for {
 		buf, n, err := read()
 		if n > 0 {
-			moved.Store(time.Now().UnixNano())
-			_, werr := dst.Write(buf[:n])
-			moved.Store(time.Now().UnixNano())
-			err = errors.Join(err, werr)
+			moving(n)
+			if _, failed := dst.Write(buf[:n]); failed != nil {
+				err = fmt.Errorf("%w: %w", errWrite, failed)
+			}
+			moving(0)
 		}
 		if buf != nil {
 			pieces.Put(buf)
@@ -82,4 +86,52 @@ func reader(c net.Conn) (func() (*[32 << 10]byte, int, error), error) {
 		}
 		return buf, max(n, 0), failure
 	}, nil
+}
+
+// waitBroken waits until c's connection is no more, and says that it is; false where that cannot be told, or c has been closed
+// here. It is for a connection whose other end has said all it has to say: it may still listen, or may be gone, which the
+// kernel finds out by its probes.
+func waitBroken(c net.Conn) bool {
+	sc, ok := c.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return false
+	}
+	err = raw.Read(func(fd uintptr) bool {
+		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+		return err != nil || info.State == unix.BPF_TCP_CLOSE
+	})
+	return err == nil
+}
+
+const (
+	// sentPoll is how often waitSent looks, and sentPatience how long it does while nothing moves.
+	sentPoll     = 2 * time.Millisecond
+	sentPatience = 5 * time.Second
+)
+
+// waitSent waits until the other end has all that was written to c, which a reset would take from it.
+func waitSent(c net.Conn) {
+	sc, ok := c.(syscall.Conn)
+	if !ok {
+		return
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return
+	}
+	last, since := -1, time.Now()
+	for time.Since(since) < sentPatience {
+		left := 0
+		if err := raw.Control(func(fd uintptr) { left, err = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) }); err != nil || left == 0 {
+			return
+		}
+		if left != last {
+			last, since = left, time.Now()
+		}
+		time.Sleep(sentPoll)
+	}
 }

@@ -2,6 +2,7 @@ package portproxy
 
 import (
 	"net"
+	"net/http"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -9,9 +10,9 @@ import (
 )
 
 // pathForm turns the references in a guest's answer into the path form: whatever leads to one of the
-// sandbox's own ports comes to lie below /proxy/{sandbox}/{port}. An agent always answers in this form,
-// whoever asks; nameForm undoes it at the control plane. So neither hop has to know of the other, and a
-// path of the guest's that happens to look like the form survives both.
+// sandbox's own ports comes to lie below /proxy/{sandbox}/{port}. Who comes to an agent by path is answered in this form;
+// for who comes by name nameForm takes it off again, so that a path of the guest's that happens to look like the form
+// survives.
 type pathForm struct {
 	to route
 	// public is the host (with :port where it was given) that the client came by.
@@ -22,6 +23,24 @@ type pathForm struct {
 	own []netip.Addr
 	// base is the path that was asked for, as the guest saw it.
 	base string
+}
+
+// GuestAddr is the address that every guest knows itself by: a redirect to it is one to the sandbox.
+var GuestAddr = netip.AddrFrom4([4]byte{169, 254, 0, 21})
+
+// newPathForm returns the form of references in the answer to out, a request as it went to a guest, which may have other
+// addresses beside GuestAddr.
+func newPathForm(to route, out *http.Request, others ...netip.Addr) pathForm {
+	f := pathForm{to: to, public: out.Header.Get("X-Forwarded-Host"), own: append(others, GuestAddr), base: out.URL.Opaque}
+	if f.base == "" {
+		f.base = out.URL.RequestURI()
+	}
+	if f.public == "" {
+		f.public = out.Host
+	} else if f.public != out.Host {
+		f.mask = out.Host
+	}
+	return f
 }
 
 func (f pathForm) prefix(port uint16) string {

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"wrenn/impl/transport"
 )
 
 // DefaultTunnelIdle is how long an upgraded connection may carry no byte either way. A WebSocket that is
@@ -34,9 +36,9 @@ func (up *upgrade) check() error {
 	return nil
 }
 
-// tunnels are the upgraded connections of one hop.
+// tunnels are connections of one hop that carry bytes.
 type tunnels struct {
-	idle    time.Duration
+	idle    time.Duration // how long one may carry none; 0 means for ever
 	running sync.WaitGroup
 
 	mu     sync.Mutex
@@ -44,11 +46,13 @@ type tunnels struct {
 	closed bool
 }
 
-// tunnel is one upgraded connection: what the client sends goes to the guest, and the other way.
+// tunnel is one of them: what the client sends goes to the guest, and the other way.
 type tunnel struct {
 	client, guest net.Conn
+	flow          *transport.Flow // is told what goes to the client; may be nil
 	moved         [2]atomic.Int64 // when each direction last carried a byte, in nanoseconds since 1970
 	left          atomic.Int32    // directions that have not ended
+	refused       atomic.Bool     // the guest takes no more
 	timer         *time.Timer
 	done          func()
 }
@@ -88,19 +92,66 @@ func (ts *tunnels) start(w http.ResponseWriter, up *upgrade, done func()) error 
 // join carries bytes through t, which has been added, until both directions have ended or one has failed.
 func (ts *tunnels) join(t *tunnel) {
 	t.left.Store(2)
-	for i, way := range [][2]net.Conn{{t.client, t.guest}, {t.guest, t.client}} {
-		go func() {
-			defer ts.running.Done()
-			err := pump(way[1], way[0], &t.moved[i])
-			if err == nil {
-				err = closeWrite(way[1])
-			}
-			if t.left.Add(-1) == 0 || err != nil {
-				t.close(err != nil)
-				ts.remove(t)
-			}
-		}()
+	go func() {
+		defer ts.running.Done()
+		ts.carryUp(t)
+	}()
+	go func() {
+		defer ts.running.Done()
+		ts.carryDown(t)
+	}()
+}
+
+// carryUp carries what the client sends. A guest that takes no more may have answered, so that its own direction has the
+// last word.
+func (ts *tunnels) carryUp(t *tunnel) {
+	err := pump(t.guest, t.client, func(int) { ts.noteMove(&t.moved[0]) })
+	if err == nil && closeWrite(t.guest) != nil {
+		err = errWrite
 	}
+	t.refused.Store(errors.Is(err, errWrite))
+	switch {
+	case err != nil && !t.refused.Load():
+		ts.end(t, true)
+	case t.left.Add(-1) == 0:
+		ts.end(t, t.refused.Load())
+	case waitBroken(t.client):
+		ts.end(t, true)
+	}
+}
+
+// carryDown carries what the guest sends. What has come of it arrives, however it ends.
+func (ts *tunnels) carryDown(t *tunnel) {
+	err := pump(t.client, t.guest, func(n int) {
+		if n > 0 {
+			t.flow.Sent(n)
+		}
+		ts.noteMove(&t.moved[1])
+	})
+	if err == nil {
+		if err = closeWrite(t.client); t.left.Add(-1) == 0 || err != nil {
+			ts.end(t, err != nil || t.refused.Load())
+		}
+		return
+	}
+	if errors.Is(err, errWrite) || errors.Is(err, net.ErrClosed) {
+		t.close(true) // nobody is there, or nobody is to have any more
+	}
+	ts.end(t, true)
+}
+
+func (ts *tunnels) noteMove(moved *atomic.Int64) {
+	if ts.idle > 0 {
+		moved.Store(time.Now().UnixNano())
+	}
+}
+
+func (ts *tunnels) end(t *tunnel, reset bool) {
+	if reset {
+		waitSent(t.client)
+	}
+	t.close(reset)
+	ts.remove(t)
 }
 
 // unread returns what the transport has read of the connection beyond the answer's header. A deadline that
@@ -130,7 +181,9 @@ func (ts *tunnels) add(t *tunnel) bool {
 	now := time.Now().UnixNano()
 	t.moved[0].Store(now)
 	t.moved[1].Store(now)
-	t.timer = time.AfterFunc(ts.idle, func() { ts.check(t) })
+	if ts.idle > 0 {
+		t.timer = time.AfterFunc(ts.idle, func() { ts.check(t) })
+	}
 	return true
 }
 
@@ -139,10 +192,13 @@ func (ts *tunnels) remove(t *tunnel) {
 	_, ok := ts.open[t]
 	delete(ts.open, t)
 	ts.mu.Unlock()
-	if ok {
-		t.timer.Stop()
-		t.done()
+	if !ok {
+		return
 	}
+	if t.timer != nil {
+		t.timer.Stop()
+	}
+	t.done()
 }
 
 // check ends t if neither direction has moved for as long as is allowed, else it looks again when that

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"net/url"
 	"strings"
 	"time"
 )
@@ -46,16 +47,32 @@ func (t *Direct) KeepIdle(d time.Duration) { t.idle.life = d }
 // Where the other side may close a kept connection just then, it carries only what may be sent again: a request of
 // an idempotent method without a body.
 func (t *Direct) RoundTrip(r *http.Request) (*http.Response, error) {
-	return t.RoundTripTraced(r, httptrace.ContextClientTrace(r.Context()))
+	return t.RoundTripBy(r, Way{}, httptrace.ContextClientTrace(r.Context()))
 }
 
-// RoundTripTraced is RoundTrip with a trace (nil is none) that r's context need not hold, for which r would have to be copied.
-func (t *Direct) RoundTripTraced(r *http.Request, trace *httptrace.ClientTrace) (*http.Response, error) {
+// Way is how an exchange reaches its server, where that is not by a connection to its URL's host. The zero Way is by one.
+type Way struct {
+	// Via is connected to, by its scheme and host.
+	Via *url.URL
+	// Behind tells apart what there is behind that host: none of it shares a connection with another.
+	Behind string
+	// Open makes of a new connection to that host, c, one to what is behind it. When ctx ends it is to return within
+	// OpenTimeout.
+	Open func(ctx context.Context, c net.Conn) error
+}
+
+// RoundTripBy is RoundTrip by way, with a trace (nil is none) that r's context need not hold, for which r would have to be
+// copied.
+func (t *Direct) RoundTripBy(r *http.Request, way Way, trace *httptrace.ClientTrace) (*http.Response, error) {
 	target := r.URL.RequestURI()
 	if strings.ContainsFunc(target, func(c rune) bool { return c <= ' ' || c == 0x7f }) {
 		return nil, errors.Join(errors.New("the request's target has a control character"), closeBody(r))
 	}
-	to := endpoint{tls: r.URL.Scheme == "https", addr: r.URL.Host}
+	via := r.URL
+	if way.Via != nil {
+		via = way.Via
+	}
+	to := endpoint{tls: via.Scheme == "https", addr: via.Host, behind: way.Behind}
 	if t.reuses(r) {
 		if conn := t.idle.take(to); conn != nil {
 			res, began, err := t.exchange(r, target, to, conn, trace)
@@ -64,7 +81,7 @@ func (t *Direct) RoundTripTraced(r *http.Request, trace *httptrace.ClientTrace) 
 			}
 		}
 	}
-	conn, err := t.connect(r.Context(), to)
+	conn, err := t.open(r.Context(), to, way.Open)
 	if err != nil {
 		return nil, errors.Join(err, closeBody(r))
 	}
@@ -86,6 +103,28 @@ func repeatable(r *http.Request) bool {
 		return !hasBody(r)
 	}
 	return false
+}
+
+// OpenTimeout bounds Way.Open. What a guest's port may take until it has been tried is a little less (see dialGuest).
+const OpenTimeout = 5 * time.Second
+
+// open connects to an endpoint, and to what is behind it.
+func (t *Direct) open(ctx context.Context, to endpoint, through func(context.Context, net.Conn) error) (net.Conn, error) {
+	conn, err := t.connect(ctx, to)
+	if err != nil || through == nil {
+		return conn, err
+	}
+	if err := conn.SetDeadline(time.Now().Add(OpenTimeout)); err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
+	if err := through(ctx, conn); err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		return nil, errors.Join(err, conn.Close())
+	}
+	return conn, conn.SetDeadline(time.Time{})
 }
 
 func (t *Direct) connect(ctx context.Context, to endpoint) (net.Conn, error) {

@@ -65,7 +65,7 @@ func (t *Direct) exchange(r *http.Request, target string, to endpoint, conn net.
 	x := &exchange{conn: conn, ctx: r.Context(), head: headLimit{Conn: conn, left: maxAnswerHead}, keep: t.idle.most > 0 && !r.Close && t.reuses(r), settle: t.settles, idle: &t.idle, to: to}
 	x.r = readers.Get().(*bufio.Reader)
 	x.r.Reset(&x.head)
-	x.stop = context.AfterFunc(x.ctx, func() { _ = conn.Close() })
+	x.stop = context.AfterFunc(x.ctx, x.abandon)
 	if trace != nil && trace.GotConn != nil {
 		trace.GotConn(httptrace.GotConnInfo{Conn: conn})
 	}
@@ -112,12 +112,23 @@ func (x *exchange) end(proper bool) {
 	forgotten := x.stop()
 	if proper && !x.cut && forgotten && x.keep && x.allSent() && x.r.Buffered() == 0 {
 		x.idle.put(x.to, x.conn)
-	} else {
+	} else if proper {
 		_ = x.conn.Close()
+	} else {
+		x.abandon()
 	}
 	x.r.Reset(nil)
 	readers.Put(x.r)
 	x.r = nil
+}
+
+// abandon closes the connection in the middle of an exchange. Who carries it on for us cannot tell a close from the end of
+// what we have to say, so there it is reset.
+func (x *exchange) abandon() {
+	if l, ok := x.conn.(interface{ SetLinger(int) error }); ok && x.to.behind != "" {
+		_ = l.SetLinger(0)
+	}
+	_ = x.conn.Close()
 }
 
 // cutOff ends a read under way, unless it has come to its end meanwhile and the connection is another's.
@@ -126,7 +137,7 @@ func (x *exchange) cutOff() {
 	defer x.ending.Unlock()
 	if !x.over {
 		x.cut = true
-		_ = x.conn.Close()
+		x.abandon()
 	}
 }
 
@@ -177,7 +188,7 @@ func (x *exchange) send(r *http.Request, target string, whole bool) error {
 		if err := errors.Join(broken, closeBody(r)); err != nil {
 			x.unsent = true
 			x.broken.Store(err)
-			_ = x.conn.Close() // or the guest would wait for the rest
+			x.abandon() // or the guest would wait for the rest
 		}
 	}()
 	return nil

@@ -11,8 +11,9 @@ import (
 
 // endpoint is where a connection leads.
 type endpoint struct {
-	tls  bool
-	addr string
+	tls    bool
+	addr   string
+	behind string // see Way.Behind
 }
 
 // idleConns are a Direct's connections that wait for their next exchange.

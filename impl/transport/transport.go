@@ -90,30 +90,35 @@ func NewStreamTransport() *http.Transport {
 	return base(dialer(dialHost, streams...).DialContext, 256)
 }
 
-// NewStreamProxyTransport is NewStreamTransport for a hop that passes on what others send. Each key that is typed
-// is a call of its own, and net/http's transport hands it from goroutine to goroutine, header and body apart.
+// NewStreamProxyTransport returns the STREAMS plane's transport for a hop that passes on what others send to guests' daemons,
+// by connections through their agents. Each key that is typed is a call of its own, and net/http's transport hands it from
+// goroutine to goroutine, header and body apart. Unlike a user's server the daemon is ours and keeps idle connections longer
+// than this does (see idleClient). 64 idle ones are more than the terminals of one sandbox that anyone types on at a time.
 func NewStreamProxyTransport() *Direct {
-	return &Direct{DialContext: dialer(dialHost, streams...).DialContext, idle: idleConns{most: 256, life: idleClient}, steady: true, whole: true}
+	return &Direct{DialContext: dialer(dialHost, streams...).DialContext, idle: idleConns{most: 64, life: idleClient}, steady: true, whole: true}
 }
 
-// NewProxyTransport returns the BULK plane's transport from the control plane's port proxy to agents.
-// Nothing bounds the time to the response header: a user's program may think as long as it likes.
-// 1024 idle connections per agent: a browser opens six per page and host name, and hundreds of pages on
-// one agent should find their connections again. The owner calls CloseIdleConnections when it is done.
+// NewProxyTransport returns the BULK plane's transport from the control plane's port proxy to guests' ports, by connections
+// through their agents, or to any server. Nothing bounds the time to the response header: a user's program may think as long
+// as it likes. The owner calls CloseIdleConnections when it is done.
 func NewProxyTransport() *Direct {
-	return &Direct{DialContext: dialer(dialHost).DialContext, idle: idleConns{most: 1024, life: idleClient}, steady: true}
+	return &Direct{DialContext: dialer(dialHost).DialContext, idle: idleConns{most: guestIdleMost, life: guestIdle}}
 }
 
-// guestIdle is how long a connection to a user's server is kept: within a burst, so that the requests of a
-// page share a few connections, and no longer. Servers close idle ones after 2 s (gunicorn), 5 s (Node) or
-// more; one that serves a single connection at a time waits for ours that long.
-const guestIdle = 250 * time.Millisecond
+const (
+	// guestIdle is how long a connection to a user's server is kept: within a burst, so that the requests of a
+	// page share a few connections, and no longer. Servers close idle ones after 2 s (gunicorn), 5 s (Node) or
+	// more; one that serves a single connection at a time waits for ours that long.
+	guestIdle = 250 * time.Millisecond
+	// guestIdleMost is how many are kept for one port: a browser opens six per page.
+	guestIdleMost = 64
+)
 
 // NewGuestPortTransport returns the transport from an agent's port proxy to one sandbox's ports, which
 // connects by dial (DialGuest, or something around it). Each sandbox has its own, since addresses are reused
 // by the next sandbox, which must never meet its predecessor's connection.
 func NewGuestPortTransport(dial func(ctx context.Context, network, addr string) (net.Conn, error)) *Direct {
-	return &Direct{DialContext: dial, idle: idleConns{most: 64, life: guestIdle}}
+	return &Direct{DialContext: dial, idle: idleConns{most: guestIdleMost, life: guestIdle}}
 }
 
 // bootDial bounds a dial to a guest that is booting. A SYN that arrives before the guest's network is up is

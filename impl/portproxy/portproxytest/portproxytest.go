@@ -26,9 +26,9 @@ const AgentToken = "token-of-the-agent"
 
 // Config says what a Chain is like; the zero value is a proxy without defects.
 type Config struct {
-	// JoinPath makes the agent clean paths with path.Join, as it did before it carried them byte for byte.
+	// JoinPath makes both clean paths with path.Join, as they did before they carried them byte for byte.
 	JoinPath bool
-	// LeaveReferences makes the agent pass Location, Refresh and Set-Cookie on as the guest sent them.
+	// LeaveReferences makes both pass Location, Refresh and Set-Cookie on as the guest sent them.
 	LeaveReferences bool
 	// Guest is where every sandbox id leads; zero means this machine's loopback.
 	Guest netip.Addr
@@ -45,6 +45,10 @@ type Config struct {
 	MaxInFlight int
 	// Logger may be nil.
 	Logger *slog.Logger
+}
+
+func (c Config) defects() former.Defects {
+	return former.Defects{JoinPath: c.JoinPath, LeaveReferences: c.LeaveReferences}
 }
 
 // Chain is an edge before an agent's proxy.
@@ -89,7 +93,7 @@ func (c *Chain) startAgent(cfg Config) (err error) {
 	c.host = portproxy.NewFormerHost(portproxy.HostConfig{
 		Lookup: func(context.Context, string) (netip.Addr, error) { return guest, nil },
 		Logger: cfg.Logger, TunnelIdle: cfg.TunnelIdle, MaxInFlight: cfg.MaxInFlight,
-	}, former.Defects{JoinPath: cfg.JoinPath, LeaveReferences: cfg.LeaveReferences})
+	}, cfg.defects())
 	c.Agent, err = c.serve(cfg.AgentListen, c.host.Protect(AgentToken, http.NotFoundHandler()))
 	return err
 }
@@ -102,10 +106,10 @@ func (c *Chain) startEdge(cfg Config) (err error) {
 	target.URL, target.Token = &url.URL{Scheme: "http", Host: c.Agent}, AgentToken
 	bulk, streams := transport.NewProxyTransport(), transport.NewStreamProxyTransport()
 	c.idle = append(c.idle, bulk, streams)
-	c.door = portproxy.NewEdge(portproxy.EdgeConfig{
+	c.door = portproxy.NewFormerEdge(portproxy.EdgeConfig{
 		Lookup: func(context.Context, string) (portproxy.AgentTarget, error) { return target, nil },
 		Bulk:   bulk, Streams: streams, TunnelIdle: cfg.TunnelIdle, Logger: cfg.Logger,
-	})
+	}, cfg.defects())
 	c.Edge, err = c.serve(cfg.EdgeListen, c.door)
 	return err
 }
