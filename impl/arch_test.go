@@ -243,7 +243,7 @@ func TestT02_TransportsAndServersAreMadeInOnePlace(t *testing.T) {
 var streamPaths = map[string]map[string]string{
 	"transport":           {"direct.go": "the dial"},
 	"transport/hopserver": {"conn.go": "what a client sends that has its answer"},
-	"portproxy":           {"resume.go": "the wait for a paused sandbox to wake"},
+	"portproxy":           {"resume.go": "the wait for a paused sandbox to wake", "pipe.go": "the question why a guest has not answered"},
 	"session":             {"session.go": "the first messages, and the kill of a client that has gone", "client.go": "resizes and signals", "input.go": "the answer to a probe"},
 	"envdclient":          {"exec.go": "the kill after a caller that has gone", "client.go": "tries of the first call"},
 	"envd":                {"envd.go": "the shutdown", "freeze.go": "the rehearsal of a freeze, which no request waits for"},

@@ -139,7 +139,7 @@ func TestDirectSendsChangesOnTheirOwnToServersThatMayClose(t *testing.T) {
 			_, _ = io.WriteString(conn, fine)
 		}
 	})
-	guest, agent := NewGuestPortTransport(DialGuest), NewProxyTransport()
+	guest, agent := NewGuestPortTransport(DialGuest), NewStreamProxyTransport()
 	defer guest.CloseIdleConnections()
 	defer agent.CloseIdleConnections()
 	methods := []string{"GET", "POST", "PUT", "DELETE"}
