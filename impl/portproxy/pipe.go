@@ -71,7 +71,7 @@ func (h *Host) servePipe(w http.ResponseWriter, r *http.Request) {
 	} else {
 		transport.PreferThroughput(r)
 	}
-	h.pipes.begin(w, &tunnel{guest: conn, flow: flow, done: g.end}, pipeOpen(asked))
+	h.pipes.begin(w, &tunnel{guest: conn, flow: flow, done: g.end, splices: asked == pipeBulk}, pipeOpen(asked))
 }
 
 // begin takes over w's connection, answers with head and joins it with t's guest.
@@ -176,7 +176,8 @@ func refusalOf(res *http.Response) error {
 		return errWouldOpen
 	}
 	refused := &refusedError{}
-	if err := json.Unmarshal(body, &refused.answer); err != nil || refused.answer.Code != res.StatusCode {
+	err = json.Unmarshal(body, &refused.answer)
+	if err != nil || refused.answer.Code != res.StatusCode || res.StatusCode == http.StatusUnauthorized { // of which no client knows
 		return fmt.Errorf("%w answers %d: %.200q", errAgent, res.StatusCode, body)
 	}
 	return refused

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"wrenn/impl/transport"
 )
 
 // pieces are buffers for bodies, and for what moves through tunnels. 32 KiB is what io.Copy takes, beyond which loopback
@@ -20,14 +22,23 @@ var pieces = sync.Pool{New: func() any { return new([32 << 10]byte) }}
 var errWrite = errors.New("the other end takes no more")
 
 // pump copies src to dst until src ends (nil) or either fails, and tells moving of bytes before and after it has carried them.
-// While src is silent it holds no buffer.
-func pump(dst, src net.Conn, moving func(n int)) error {
+// While src is silent it holds no buffer. With splices the kernel carries what is a flood, and moving is not told of it.
+func pump(dst, src net.Conn, moving func(n int), splices bool) error {
 	read, err := reader(src)
 	if err != nil {
 		return err
 	}
-	for {
+	for full := 0; ; {
+		if splices && full >= floodPieces {
+			full = 0
+			if n, err := splice(dst, src); err != nil || n < spliceBytes {
+				return err
+			}
+		}
 		buf, n, err := read()
+		if full++; n < len(buf) {
+			full = 0
+		}
 		if n > 0 {
 			moving(n)
 			if _, failed := dst.Write(buf[:n]); failed != nil {
@@ -42,6 +53,34 @@ func pump(dst, src net.Conn, moving func(n int)) error {
 			return err
 		}
 	}
+}
+
+const (
+	// floodPieces is how many pieces in a row are full where there is a flood.
+	floodPieces = 8
+	// spliceBytes is how much of a flood is spliced until it is asked again if it is one: splicing holds two descriptors.
+	spliceBytes = 16 << 20
+)
+
+// splice has the kernel move up to spliceBytes from src to dst, without a copy.
+func splice(dst, src net.Conn) (int64, error) {
+	to, from := plainTCP(dst), plainTCP(src)
+	if to == nil || from == nil {
+		return spliceBytes, nil
+	}
+	n, err := to.ReadFrom(&io.LimitedReader{R: from, N: spliceBytes})
+	if err != nil && isBroken(to) {
+		err = fmt.Errorf("%w: %w", errWrite, err)
+	}
+	return n, err
+}
+
+// plainTCP returns the connection that the kernel knows; nil where it knows none.
+func plainTCP(c net.Conn) *net.TCPConn {
+	if own, ok := c.(*guestConn); ok {
+		return own.TCPConn
+	}
+	return transport.PlainTCP(c)
 }
 
 // reader returns a function that waits until c has bytes and only then takes a buffer for them. It returns
@@ -100,11 +139,24 @@ func waitBroken(c net.Conn) bool {
 	if err != nil {
 		return false
 	}
-	err = raw.Read(func(fd uintptr) bool {
-		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
-		return err != nil || info.State == unix.BPF_TCP_CLOSE
-	})
-	return err == nil
+	return raw.Read(hasEnded) == nil
+}
+
+// isBroken says whether c's connection is no more, or has been closed here.
+func isBroken(c *net.TCPConn) bool {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return true
+	}
+	broken := true
+	err = raw.Control(func(fd uintptr) { broken = hasEnded(fd) })
+	return err != nil || broken
+}
+
+// hasEnded says whether a socket's connection is no more.
+func hasEnded(fd uintptr) bool {
+	info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+	return err != nil || info.State == unix.BPF_TCP_CLOSE
 }
 
 const (
@@ -126,7 +178,12 @@ func waitSent(c net.Conn) {
 	last, since := -1, time.Now()
 	for time.Since(since) < sentPatience {
 		left := 0
-		if err := raw.Control(func(fd uintptr) { left, err = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) }); err != nil || left == 0 {
+		err := raw.Control(func(fd uintptr) {
+			if !hasEnded(fd) {
+				left, _ = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ)
+			}
+		})
+		if err != nil || left == 0 {
 			return
 		}
 		if left != last {

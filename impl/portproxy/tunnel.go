@@ -52,7 +52,8 @@ type tunnel struct {
 	flow          *transport.Flow // is told what goes to the client; may be nil
 	moved         [2]atomic.Int64 // when each direction last carried a byte, in nanoseconds since 1970
 	left          atomic.Int32    // directions that have not ended
-	refused       atomic.Bool     // the guest takes no more
+	splices       bool
+	refused       atomic.Bool // the guest takes no more
 	timer         *time.Timer
 	done          func()
 }
@@ -105,7 +106,7 @@ func (ts *tunnels) join(t *tunnel) {
 // carryUp carries what the client sends. A guest that takes no more may have answered, so that its own direction has the
 // last word.
 func (ts *tunnels) carryUp(t *tunnel) {
-	err := pump(t.guest, t.client, func(int) { ts.noteMove(&t.moved[0]) })
+	err := pump(t.guest, t.client, func(int) { ts.noteMove(&t.moved[0]) }, t.splices)
 	if err == nil && closeWrite(t.guest) != nil {
 		err = errWrite
 	}
@@ -127,7 +128,7 @@ func (ts *tunnels) carryDown(t *tunnel) {
 			t.flow.Sent(n)
 		}
 		ts.noteMove(&t.moved[1])
-	})
+	}, t.splices)
 	if err == nil {
 		if err = closeWrite(t.client); t.left.Add(-1) == 0 || err != nil {
 			ts.end(t, err != nil || t.refused.Load())

@@ -125,3 +125,14 @@ func PreferThroughput(r *http.Request) {
 		setOn(c.TCPConn, marks(false))
 	}
 }
+
+// PlainTCP returns the connection under one that a server of this package has accepted, or c itself; nil where it is none of TCP.
+func PlainTCP(c net.Conn) *net.TCPConn {
+	switch c := c.(type) {
+	case *served:
+		return c.TCPConn
+	case *net.TCPConn:
+		return c
+	}
+	return nil
+}

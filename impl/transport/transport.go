@@ -93,10 +93,18 @@ func NewStreamTransport() *http.Transport {
 // NewStreamProxyTransport returns the STREAMS plane's transport for a hop that passes on what others send to guests' daemons,
 // by connections through their agents. Each key that is typed is a call of its own, and net/http's transport hands it from
 // goroutine to goroutine, header and body apart. Unlike a user's server the daemon is ours and keeps idle connections longer
-// than this does (see idleClient). 64 idle ones are more than the terminals of one sandbox that anyone types on at a time.
+// than this does, so that any request may go on one.
 func NewStreamProxyTransport() *Direct {
-	return &Direct{DialContext: dialer(dialHost, streams...).DialContext, idle: idleConns{most: 64, life: idleClient}, steady: true, whole: true}
+	return &Direct{DialContext: dialer(dialHost, streams...).DialContext, idle: idleConns{most: streamIdleMost, life: streamIdle}, steady: true, whole: true}
 }
+
+const (
+	// streamIdle is how long a connection to a guest's daemon through its agent waits for its next exchange. One whose sandbox
+	// is gone is found only when it has waited, so it is no longer than people pause who type.
+	streamIdle = 15 * time.Second
+	// streamIdleMost is how many wait, of one daemon's: more than the terminals of one sandbox that anyone types on at a time.
+	streamIdleMost = 64
+)
 
 // NewProxyTransport returns the BULK plane's transport from the control plane's port proxy to guests' ports, by connections
 // through their agents, or to any server. Nothing bounds the time to the response header: a user's program may think as long
@@ -138,11 +146,10 @@ var guestDialer = dialer(dialGuest)
 // NewGuestStreamTransport returns the transport from an agent's port proxy to one sandbox's daemon, which
 // connects by dial. Unlike a user's server the daemon is ours and keeps idle connections longer than this does
 // (see idleClient), so they are used again: every key that is typed is a call of its own, and a dial costs a
-// round trip, a goroutine of the daemon's and half a dozen system calls on either side. 64 idle ones are more
-// than the terminals of one sandbox that anyone types on at a time. The owner must end them, idle or not,
-// before the address becomes another sandbox's and before a pause.
+// round trip, a goroutine of the daemon's and half a dozen system calls on either side. The owner must end them,
+// idle or not, before the address becomes another sandbox's and before a pause.
 func NewGuestStreamTransport(dial func(ctx context.Context, network, addr string) (net.Conn, error)) *Direct {
-	return &Direct{DialContext: dial, idle: idleConns{most: 64, life: idleClient}, steady: true, whole: true}
+	return &Direct{DialContext: dial, idle: idleConns{most: streamIdleMost, life: idleClient}, steady: true, whole: true}
 }
 
 // DialGuest connects to a guest, by address, on this host within 3.1 s or fails. The connection is a *net.TCPConn.

@@ -1,0 +1,254 @@
+package portproxy
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"wrenn/impl/transport"
+)
+
+// listen serves connections with f, each in its own goroutine, until the test ends.
+func listen(t *testing.T, f func(*net.TCPConn)) net.Addr {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				f(c.(*net.TCPConn))
+			}()
+		}
+	}()
+	return l.Addr()
+}
+
+// pipe opens a pipe at the agent, as a control plane does.
+func (c *chain) pipe(id, protocol string) *net.TCPConn {
+	c.t.Helper()
+	agent, err := url.Parse(c.agent)
+	require.NoError(c.t, err)
+	conn, err := net.Dial("tcp", agent.Host)
+	require.NoError(c.t, err)
+	c.t.Cleanup(func() { _ = conn.Close() })
+	require.NoError(c.t, conn.SetDeadline(time.Now().Add(wait)))
+	require.NoError(c.t, pipe{to: route{id: id, port: 8080}, agent: AgentTarget{URL: agent, Token: token}, protocol: protocol}.open(c.t.Context(), conn))
+	return conn.(*net.TCPConn)
+}
+
+// A program that answers whoever connects, as a loop around nc does, is heard too.
+func TestP07_AGuestMaySpeakFirst(t *testing.T) {
+	c := newChain(t, listen(t, func(conn *net.TCPConn) {
+		_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nfirst")
+		_, _ = http.ReadRequest(bufio.NewReader(conn))
+	}))
+	for range 20 {
+		res, body := c.get("/", byName)
+		require.Equal(t, http.StatusOK, res.StatusCode)
+		require.Equal(t, "first", body)
+	}
+}
+
+func TestP08_AnAgentSaysWhetherThereCouldBeAPipe(t *testing.T) {
+	c := newHTTPChain(t, http.NotFoundHandler())
+	for target, code := range map[string]int{
+		"/pipe/abc/8080": http.StatusUpgradeRequired, "/pipe/gone/8080": http.StatusBadGateway, "/pipe/abc/0": http.StatusBadRequest,
+		"/pipe/abc": http.StatusBadRequest, "/pipe/abc/80/": http.StatusBadRequest, "/pipe/a..b/80": http.StatusBadRequest,
+	} {
+		assert.Equal(t, code, c.askAgent("agent.test", target).StatusCode, target)
+	}
+	assert.Equal(t, http.StatusUpgradeRequired, c.askAgent("agent.test", "/pipe/abc/8080", "Connection: Upgrade", "Upgrade: websocket").StatusCode)
+}
+
+// What is no pipe and no refusal is no answer of the guest's, whatever it says.
+func TestP08_AnAgentThatCannotBeUnderstoodIsUnreachable(t *testing.T) {
+	for _, said := range []string{
+		"", "x", "HTTP/1.1 404 Not Found\r\nContent-Length: 19\r\n\r\n404 page not found\n", "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nsecret",
+		`HTTP/1.1 401 Unauthorized` + "\r\nContent-Length: 33\r\n\r\n" + `{"code":401,"message":"secret 12"}`,
+		`HTTP/1.1 502 Bad Gateway` + "\r\nContent-Length: 12\r\n\r\n" + `{"code":200}`,
+		"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 100\r\n\r\nshort", strings.Repeat("secret", 100),
+	} {
+		agent := listen(t, func(conn *net.TCPConn) {
+			_, _ = http.ReadRequest(bufio.NewReader(conn))
+			_, _ = io.WriteString(conn, said)
+		})
+		bulk := transport.NewProxyTransport()
+		edge := NewEdge(EdgeConfig{Bulk: bulk, Streams: bulk, Logger: slog.New(slog.DiscardHandler), Lookup: func(context.Context, string) (AgentTarget, error) {
+			return AgentTarget{URL: &url.URL{Scheme: "http", Host: agent.String()}, Token: token}, nil
+		}})
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", nil)
+		r.Host = "8080-abc.x"
+		w := httptest.NewRecorder()
+		edge.ServeHTTP(w, r)
+		assert.Equal(t, http.StatusServiceUnavailable, w.Code, said)
+		assert.NotContains(t, w.Body.String(), "secret")
+		bulk.CloseIdleConnections()
+		edge.Close()
+	}
+}
+
+func TestP08_AnAgentThatIsLostIsNoGuestThatIs(t *testing.T) {
+	asked := make(chan struct{})
+	c := newHTTPChain(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		close(asked)
+		<-r.Context().Done()
+	}))
+	_, r := c.raw("GET / HTTP/1.1", byName)
+	<-asked
+	c.stop()
+	c.host.Close()
+	res, err := http.ReadResponse(r, nil)
+	require.NoError(t, err)
+	body, err := io.ReadAll(res.Body)
+	require.NoError(t, err)
+	assert.Equal(t, http.StatusServiceUnavailable, res.StatusCode)
+	assert.JSONEq(t, `{"sandboxId":"abc","message":"The host of the sandbox cannot be reached, try again","code":503}`, string(body))
+}
+
+// A guest that neither reads nor writes would never find out that nobody waits for its answer: the pipe ends all the same.
+func TestP07_APipeEndsWithTheClient(t *testing.T) {
+	asked, hang := make(chan struct{}), make(chan struct{})
+	defer close(hang)
+	c := newChain(t, listen(t, func(conn *net.TCPConn) {
+		_, _ = http.ReadRequest(bufio.NewReader(conn))
+		close(asked)
+		<-hang
+	}))
+	conn, _ := c.raw("GET / HTTP/1.1", byName)
+	<-asked
+	require.Equal(t, 1, c.connections("abc"))
+	require.NoError(t, conn.Close())
+	require.Eventually(t, func() bool { return c.connections("abc") == 0 }, wait, time.Millisecond)
+}
+
+// Who has said all may have gone since: a guest that says nothing would never find out.
+func TestP07_APipeEndsWhoseClientHasGoneAfterItsHalf(t *testing.T) {
+	over := make(chan error, 1)
+	c := newChain(t, listen(t, func(conn *net.TCPConn) {
+		_, _ = io.ReadAll(conn)
+		_ = conn.SetDeadline(time.Now().Add(wait))
+		for { // until it is reset
+			if _, err := conn.Write([]byte("x")); err != nil {
+				over <- err
+				return
+			}
+			time.Sleep(time.Second)
+		}
+	}))
+	conn := c.pipe("abc", pipeBulk)
+	require.NoError(t, conn.CloseWrite())
+	_, err := conn.Read(make([]byte, 1))
+	require.NoError(t, err)
+	require.Equal(t, 1, c.connections("abc"))
+	require.NoError(t, conn.SetLinger(0))
+	require.NoError(t, conn.Close())
+	require.Eventually(t, func() bool { return c.connections("abc") == 0 }, wait/4, time.Millisecond)
+	require.Error(t, <-over)
+}
+
+// What a guest has said before it broke off is heard, however slow the listener, and that it broke off as well.
+func TestP07_WhatCameBeforeABreakArrives(t *testing.T) {
+	for name, size := range map[string]int{"little": 1000, "a flood": 8 << 20} {
+		t.Run(name, func(t *testing.T) {
+			c := newChain(t, listen(t, func(conn *net.TCPConn) {
+				_, _ = conn.Write(make([]byte, size))
+				waitSent(conn)
+				_ = conn.SetLinger(0)
+			}))
+			conn := c.pipe("abc", pipeBulk)
+			time.Sleep(100 * time.Millisecond)
+			got := 0
+			for {
+				n, err := conn.Read(make([]byte, 4096))
+				if got += n; err != nil {
+					assert.NotErrorIs(t, err, io.EOF, "as if it were whole")
+					break
+				}
+				if got%(1<<20) < 4096 {
+					time.Sleep(10 * time.Millisecond)
+				}
+			}
+			assert.Equal(t, size, got)
+		})
+	}
+}
+
+// A guest that refuses an upload answers and resets the connection, since it has not read all: its answer comes first.
+func TestP07_ARefusalOfAFloodArrives(t *testing.T) {
+	c := newChain(t, listen(t, func(conn *net.TCPConn) {
+		_, _ = io.CopyN(io.Discard, conn, 4<<20) // by now it is spliced
+		_, _ = io.WriteString(conn, "HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno")
+	}))
+	for i := range 10 {
+		conn, r := c.raw("POST / HTTP/1.1", byName, "Content-Length: 100000000")
+		go func() { _, _ = io.Copy(conn, io.LimitReader(zeros{}, 100000000)) }()
+		res, err := http.ReadResponse(r, nil)
+		require.NoError(t, err, i)
+		assert.Equal(t, http.StatusRequestEntityTooLarge, res.StatusCode)
+		require.NoError(t, conn.Close())
+	}
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { return len(p), nil }
+
+// A body that ends with its connection is not whole because the connection has broken.
+func TestP07_ABrokenBodyIsNotWhole(t *testing.T) {
+	c := newChain(t, listen(t, func(conn *net.TCPConn) {
+		_, _ = http.ReadRequest(bufio.NewReader(conn))
+		_, _ = fmt.Fprintf(conn, "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n%d", 12345)
+		waitSent(conn)
+		_ = conn.SetLinger(0)
+	}))
+	_, r := c.raw("GET / HTTP/1.1", byName)
+	res, err := http.ReadResponse(r, nil)
+	require.NoError(t, err)
+	body, err := io.ReadAll(res.Body)
+	assert.ErrorIs(t, err, io.ErrUnexpectedEOF)
+	assert.Equal(t, "12345", string(body))
+}
+
+// The control plane's own calls go where the proxy's go, and an agent's refusal is an answer to them.
+func TestT07_OwnCallsToTheDaemonShareTheStreamsPlane(t *testing.T) {
+	c := newHTTPChain(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, r.RemoteAddr) }))
+	agent, err := url.Parse(c.agent)
+	require.NoError(t, err)
+	streams := transport.NewStreamProxyTransport()
+	defer streams.CloseIdleConnections()
+	ask := func(id string) (int, string) {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://localhost/", nil)
+		require.NoError(t, err)
+		res, err := NewDaemonTransport(streams, AgentTarget{URL: agent, Token: token}, id).RoundTrip(r)
+		require.NoError(t, err)
+		body, err := io.ReadAll(res.Body)
+		require.NoError(t, err)
+		require.NoError(t, res.Body.Close())
+		return res.StatusCode, string(body)
+	}
+	code, first := ask("abc")
+	assert.Equal(t, http.StatusOK, code)
+	_, second := ask("abc")
+	assert.Equal(t, first, second, "one connection")
+	code, body := ask("gone")
+	assert.Equal(t, http.StatusBadGateway, code)
+	assert.JSONEq(t, `{"sandboxId":"gone","message":"The sandbox was not found","code":502}`, body)
+}
