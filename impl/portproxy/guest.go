@@ -44,6 +44,16 @@ type guest struct {
 type guestConn struct {
 	*net.TCPConn
 	guest *guest
+	cut   func() // what is done when it is evicted, beside its close; may be nil
+}
+
+// onEvict has cut called when the connection is evicted, unless it has been.
+func (c *guestConn) onEvict(cut func()) {
+	c.guest.mu.Lock()
+	defer c.guest.mu.Unlock()
+	if !c.guest.evicted {
+		c.cut = cut
+	}
 }
 
 // Close closes the connection and forgets it.
@@ -117,6 +127,9 @@ func (g *guest) evict() {
 	for c := range conns {
 		_ = c.SetLinger(0)
 		_ = c.TCPConn.Close()
+		if c.cut != nil {
+			c.cut()
+		}
 	}
 	g.streams.CloseIdleConnections()
 }

@@ -53,7 +53,6 @@ type tunnel struct {
 	moved         [2]atomic.Int64 // when each direction last carried a byte, in nanoseconds since 1970
 	left          atomic.Int32    // directions that have not ended
 	splices       bool
-	refused       atomic.Bool // the guest takes no more
 	timer         *time.Timer
 	done          func()
 }
@@ -93,6 +92,9 @@ func (ts *tunnels) start(w http.ResponseWriter, up *upgrade, done func()) error 
 // join carries bytes through t, which has been added, until both directions have ended or one has failed.
 func (ts *tunnels) join(t *tunnel) {
 	t.left.Store(2)
+	if c, ok := t.guest.(*guestConn); ok {
+		c.onEvict(func() { t.close(true) }) // a client that does not read would not hear of it
+	}
 	go func() {
 		defer ts.running.Done()
 		ts.carryUp(t)
@@ -110,12 +112,11 @@ func (ts *tunnels) carryUp(t *tunnel) {
 	if err == nil && closeWrite(t.guest) != nil {
 		err = errWrite
 	}
-	t.refused.Store(errors.Is(err, errWrite))
 	switch {
-	case err != nil && !t.refused.Load():
+	case err != nil && !errors.Is(err, errWrite):
 		ts.end(t, true)
 	case t.left.Add(-1) == 0:
-		ts.end(t, t.refused.Load())
+		ts.end(t, err != nil)
 	case waitBroken(t.client):
 		ts.end(t, true)
 	}
@@ -130,15 +131,11 @@ func (ts *tunnels) carryDown(t *tunnel) {
 		ts.noteMove(&t.moved[1])
 	}, t.splices)
 	if err == nil {
-		if err = closeWrite(t.client); t.left.Add(-1) == 0 || err != nil {
-			ts.end(t, err != nil || t.refused.Load())
+		if err = closeWrite(t.client); t.left.Add(-1) != 0 && err == nil {
+			return
 		}
-		return
 	}
-	if errors.Is(err, errWrite) || errors.Is(err, net.ErrClosed) {
-		t.close(true) // nobody is there, or nobody is to have any more
-	}
-	ts.end(t, true)
+	ts.end(t, err != nil)
 }
 
 func (ts *tunnels) noteMove(moved *atomic.Int64) {
