@@ -110,12 +110,13 @@ func (x *exchange) end(proper bool) {
 	}
 	x.over = true
 	forgotten := x.stop()
-	if proper && !x.cut && forgotten && x.keep && x.allSent() && x.r.Buffered() == 0 {
-		x.idle.put(x.to, x.conn)
-	} else if proper {
-		_ = x.conn.Close()
-	} else {
+	switch {
+	case !proper:
 		x.abandon()
+	case !x.cut && forgotten && x.keep && x.allSent() && x.r.Buffered() == 0:
+		x.idle.put(x.to, x.conn)
+	default:
+		_ = x.conn.Close()
 	}
 	x.r.Reset(nil)
 	readers.Put(x.r)
