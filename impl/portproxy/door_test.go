@@ -88,6 +88,12 @@ func TestP01_ABrowserComesByPathWithATicket(t *testing.T) {
 	assert.Equal(t, http.StatusUnauthorized, res.StatusCode, "a wrong token is not mended by a cookie")
 	_, body = v.get("/", transport.AgentTokenHeader, token)
 	assert.Equal(t, "the agent's own", body)
+
+	// A pipe is bytes, and the control plane's alone.
+	res, _ = v.get("/pipe/abc/8080?wrenn-ticket=" + Ticket(token, "abc"))
+	assert.Equal(t, http.StatusUnauthorized, res.StatusCode)
+	res, _ = v.get("/pipe/abc/8080", transport.AgentTokenHeader, token)
+	assert.Equal(t, http.StatusUpgradeRequired, res.StatusCode)
 }
 
 func TestP01_NobodyPassesWithoutAToken(t *testing.T) {
