@@ -22,7 +22,8 @@ import (
 // A pipe is a connection to a guest's port by way of its agent, which carries bytes and knows nothing of them: to parse each
 // message once more costs more than all else that an agent does for it. The control plane asks the agent for an upgrade at
 // /pipe/{sandbox}/{port}, and what follows the agent's 101 is the guest's. Any other answer is a refusal as the sandbox's
-// client is to have it. The agent keeps no clock on a pipe: who is at its end has one.
+// client is to have it. The agent keeps no clock on a pipe: who is at its end has one. A control plane that closes its
+// half has said all; one that resets a pipe has no more use for it, which to the guest is a client that closes.
 const (
 	pipePrefix = "/pipe/"
 	// The protocols that are asked for: one for streams, whose packets go first, and one for all else.
@@ -71,7 +72,7 @@ func (h *Host) servePipe(w http.ResponseWriter, r *http.Request) {
 	} else {
 		transport.PreferThroughput(r)
 	}
-	h.pipes.begin(w, &tunnel{guest: conn, flow: flow, done: g.end, splices: asked == pipeBulk}, pipeOpen(asked))
+	h.pipes.begin(w, &tunnel{guest: conn, flow: flow, done: g.end, pipe: true}, pipeOpen(asked))
 }
 
 // begin takes over w's connection, answers with head and joins it with t's guest.

@@ -11,6 +11,8 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"net/url"
+	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -248,6 +250,37 @@ func TestP07_ARefusalOfAFloodArrives(t *testing.T) {
 		assert.Equal(t, http.StatusRequestEntityTooLarge, res.StatusCode)
 		require.NoError(t, conn.Close())
 	}
+}
+
+// A control plane that closed its pipes first would have each of its ports kept from use for a minute, and some hundred
+// requests per second would use up all. The guest sees a client that closes, and nothing worse.
+func TestP07_PipesUseUpNoPorts(t *testing.T) {
+	ends := make(chan error, 1)
+	c := newChain(t, listen(t, func(conn *net.TCPConn) {
+		r := bufio.NewReader(conn)
+		for {
+			req, err := http.ReadRequest(r)
+			if err != nil {
+				ends <- err
+				return
+			}
+			_, _ = io.Copy(io.Discard, req.Body)
+			_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+		}
+	}))
+	for _, ask := range []string{"POST", "GET"} { // one whose pipe may not be kept, and one whose pipe waits for nothing
+		_, body := c.ask(ask+" / HTTP/1.1", byName)
+		require.Equal(t, "ok", body)
+		require.ErrorIs(t, <-ends, io.EOF)
+	}
+	agent, err := url.Parse(c.agent)
+	require.NoError(t, err)
+	port, err := strconv.ParseUint(agent.Port(), 10, 16)
+	require.NoError(t, err)
+	table, err := os.ReadFile("/proc/net/tcp")
+	require.NoError(t, err)
+	const waits = "06" // TCP_TIME_WAIT of linux/tcp_states.h
+	assert.NotContains(t, string(table), fmt.Sprintf("0100007F:%04X %s ", port, waits))
 }
 
 type zeros struct{}

@@ -52,7 +52,7 @@ type tunnel struct {
 	flow          *transport.Flow // is told what goes to the client; may be nil
 	moved         [2]atomic.Int64 // when each direction last carried a byte, in nanoseconds since 1970
 	left          atomic.Int32    // directions that have not ended
-	splices       bool
+	pipe          bool            // its client ends it by a reset
 	timer         *time.Timer
 	done          func()
 }
@@ -108,19 +108,22 @@ func (ts *tunnels) join(t *tunnel) {
 // carryUp carries what the client sends. A guest that takes no more may have answered, so that its own direction has the
 // last word.
 func (ts *tunnels) carryUp(t *tunnel) {
-	err := pump(t.guest, t.client, func(int) { ts.noteMove(&t.moved[0]) }, t.splices)
+	err := pump(t.guest, t.client, func(int) { ts.noteMove(&t.moved[0]) }, t.splices())
 	if err == nil && closeWrite(t.guest) != nil {
 		err = errWrite
 	}
 	switch {
 	case err != nil && !errors.Is(err, errWrite):
-		ts.end(t, true)
+		ts.end(t, !t.pipe)
 	case t.left.Add(-1) == 0:
 		ts.end(t, err != nil)
 	case waitBroken(t.client):
-		ts.end(t, true)
+		ts.end(t, !t.pipe)
 	}
 }
+
+// splices says whether the kernel may carry its floods: nobody looks at them.
+func (t *tunnel) splices() bool { return t.pipe && t.flow == nil }
 
 // carryDown carries what the guest sends. What has come of it arrives, however it ends.
 func (ts *tunnels) carryDown(t *tunnel) {
@@ -129,7 +132,7 @@ func (ts *tunnels) carryDown(t *tunnel) {
 			t.flow.Sent(n)
 		}
 		ts.noteMove(&t.moved[1])
-	}, t.splices)
+	}, t.splices())
 	if err == nil {
 		if err = closeWrite(t.client); t.left.Add(-1) != 0 && err == nil {
 			return

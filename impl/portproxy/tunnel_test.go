@@ -101,6 +101,26 @@ func TestP07_TheGuestMayCloseItsHalfFirst(t *testing.T) {
 	assert.Equal(t, "still heard", <-got)
 }
 
+// What the client has sent before it ended arrives, also where the guest had ended before and takes its time.
+func TestP07_TheLastWordsArrive(t *testing.T) {
+	const size = 4 << 20
+	got := make(chan int64, 1)
+	c := newHTTPChain(t, upgradeGuest(func(conn net.Conn, r *bufio.Reader) {
+		_ = conn.(*net.TCPConn).CloseWrite()
+		time.Sleep(200 * time.Millisecond)
+		n, err := io.Copy(io.Discard, r)
+		assert.NoError(t, err)
+		got <- n
+	}))
+	conn, r := c.upgrade()
+	_, err := r.ReadByte()
+	require.ErrorIs(t, err, io.EOF)
+	_, err = io.Copy(conn, io.LimitReader(zeros{}, size))
+	require.NoError(t, err)
+	require.NoError(t, conn.(*net.TCPConn).CloseWrite())
+	assert.EqualValues(t, size, <-got)
+}
+
 func TestP07_AnotherProtocolThanAskedForIsNoUpgrade(t *testing.T) {
 	for name, tc := range map[string]struct{ asked, switched []string }{
 		"another":     {[]string{"Connection: Upgrade", "Upgrade: websocket"}, []string{"Connection: Upgrade", "Upgrade: h2c"}},

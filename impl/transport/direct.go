@@ -57,7 +57,9 @@ type Way struct {
 	// Behind tells apart what there is behind that host: none of it shares a connection with another.
 	Behind string
 	// Open makes of a new connection to that host, c, one to what is behind it. When ctx ends it is to return within
-	// OpenTimeout.
+	// OpenTimeout. Such a connection ends by a reset, until it is upgraded: who carries it cannot tell an end from that of
+	// what its client has to say, and a client that ends some hundred connections to one address per second in the other way
+	// runs out of ports, since each is kept from use for a minute.
 	Open func(ctx context.Context, c net.Conn) error
 }
 
@@ -124,7 +126,18 @@ func (t *Direct) open(ctx context.Context, to endpoint, through func(context.Con
 		}
 		return nil, errors.Join(err, conn.Close())
 	}
+	endByReset(conn, true)
 	return conn, conn.SetDeadline(time.Time{})
+}
+
+// endByReset says whether c's close resets it.
+func endByReset(c net.Conn, reset bool) {
+	if t, ok := c.(*tls.Conn); ok {
+		c = t.NetConn()
+	}
+	if l, ok := c.(interface{ SetLinger(int) error }); ok {
+		_ = l.SetLinger(map[bool]int{true: 0, false: -1}[reset])
+	}
 }
 
 func (t *Direct) connect(ctx context.Context, to endpoint) (net.Conn, error) {

@@ -65,7 +65,7 @@ func (t *Direct) exchange(r *http.Request, target string, to endpoint, conn net.
 	x := &exchange{conn: conn, ctx: r.Context(), head: headLimit{Conn: conn, left: maxAnswerHead}, keep: t.idle.most > 0 && !r.Close && t.reuses(r), settle: t.settles, idle: &t.idle, to: to}
 	x.r = readers.Get().(*bufio.Reader)
 	x.r.Reset(&x.head)
-	x.stop = context.AfterFunc(x.ctx, x.abandon)
+	x.stop = context.AfterFunc(x.ctx, func() { _ = conn.Close() })
 	if trace != nil && trace.GotConn != nil {
 		trace.GotConn(httptrace.GotConnInfo{Conn: conn})
 	}
@@ -110,26 +110,14 @@ func (x *exchange) end(proper bool) {
 	}
 	x.over = true
 	forgotten := x.stop()
-	switch {
-	case !proper:
-		x.abandon()
-	case !x.cut && forgotten && x.keep && x.allSent() && x.r.Buffered() == 0:
+	if proper && !x.cut && forgotten && x.keep && x.allSent() && x.r.Buffered() == 0 {
 		x.idle.put(x.to, x.conn)
-	default:
+	} else {
 		_ = x.conn.Close()
 	}
 	x.r.Reset(nil)
 	readers.Put(x.r)
 	x.r = nil
-}
-
-// abandon closes the connection in the middle of an exchange. Who carries it on for us cannot tell a close from the end of
-// what we have to say, so there it is reset.
-func (x *exchange) abandon() {
-	if l, ok := x.conn.(interface{ SetLinger(int) error }); ok && x.to.behind != "" {
-		_ = l.SetLinger(0)
-	}
-	_ = x.conn.Close()
 }
 
 // cutOff ends a read under way, unless it has come to its end meanwhile and the connection is another's.
@@ -138,7 +126,7 @@ func (x *exchange) cutOff() {
 	defer x.ending.Unlock()
 	if !x.over {
 		x.cut = true
-		x.abandon()
+		_ = x.conn.Close()
 	}
 }
 
@@ -189,7 +177,7 @@ func (x *exchange) send(r *http.Request, target string, whole bool) error {
 		if err := errors.Join(broken, closeBody(r)); err != nil {
 			x.unsent = true
 			x.broken.Store(err)
-			x.abandon() // or the guest would wait for the rest
+			_ = x.conn.Close() // or the guest would wait for the rest
 		}
 	}()
 	return nil
@@ -238,6 +226,9 @@ func (x *exchange) receive(r *http.Request, trace *httptrace.ClientTrace) (*http
 		x.keep = x.keep && !res.Close
 		if res.StatusCode == http.StatusSwitchingProtocols {
 			x.stop() // from here on the connection is the caller's
+			if x.to.behind != "" {
+				endByReset(x.conn, false)
+			}
 			res.Body = &upgraded{x: x, Conn: x.conn}
 		} else {
 			res.Body = &guestBody{x: x, body: res.Body}
