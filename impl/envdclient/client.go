@@ -93,6 +93,7 @@ func (d doer) Do(r *http.Request) (*http.Response, error) {
 	if d.token != "" {
 		r.Header.Set("X-Access-Token", d.token)
 	}
+	gathered(r)
 	return d.client.Do(r)
 }
 

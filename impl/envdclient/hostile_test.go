@@ -1,7 +1,7 @@
 package envdclient
 
 import (
-	bigendian "encoding/binary"
+	"encoding/binary"
 	"net/http"
 	"net/http/httptest"
 	"testing"
@@ -44,7 +44,7 @@ func TestV03_AMessageOfAGuestIsBounded(t *testing.T) {
 	c := hostile(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/connect+proto")
 		head := make([]byte, 5)
-		bigendian.BigEndian.PutUint32(head[1:], 3<<30)
+		binary.BigEndian.PutUint32(head[1:], 3<<30)
 		_, _ = w.Write(head)
 		for range 64 {
 			if _, err := w.Write(make([]byte, 1<<20)); err != nil {

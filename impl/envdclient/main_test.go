@@ -20,8 +20,8 @@ import (
 // deadline is far beyond what anything here takes on an idle machine.
 const deadline = 30 * time.Second
 
-// binary is the daemon, built once for all tests: the client is tested against the real one.
-var binary string
+// envd is the daemon, built once for all tests: the client is tested against the real one.
+var envd string
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
@@ -32,8 +32,8 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	binary = filepath.Join(dir, "envd")
-	if out, err := exec.Command("go", "build", "-o", binary, "wrenn/impl/cmd/envd").CombinedOutput(); err != nil {
+	envd = filepath.Join(dir, "envd")
+	if out, err := exec.Command("go", "build", "-o", envd, "wrenn/impl/cmd/envd").CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "build envd: %v\n%s", err, out)
 		return 1
 	}
@@ -60,7 +60,7 @@ func freePort(t *testing.T) string {
 func startDaemon(t *testing.T, port string) {
 	t.Helper()
 	var log strings.Builder
-	cmd := exec.Command(binary, "--addr", "127.0.0.1", "--port", port)
+	cmd := exec.Command(envd, "--addr", "127.0.0.1", "--port", port)
 	cmd.Env = append(os.Environ(), "WRENN_INIT_SECONDS=1.5")
 	cmd.Stderr = &log
 	require.NoError(t, cmd.Start())
