@@ -44,7 +44,7 @@ func (w *wholeMessages) Read(p []byte) (int, error) {
 	switch {
 	case w.left > 0 && n < len(p):
 		m, err := w.ReadCloser.Read(p[n:min(len(p), n+int(w.left))])
-		w.left -= uint32(m) //nolint:gosec // it is at most left
+		w.left -= uint32(m) // it is at most left
 		return n + m, err
 	case n == 0 && len(p) > 0:
 		return 0, w.err
