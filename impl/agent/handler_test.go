@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"wrenn/impl/network"
 	"wrenn/impl/portproxy"
 	"wrenn/impl/rootfs"
 	"wrenn/impl/sandbox"
@@ -183,6 +184,11 @@ func TestN06_NetworksAreListedAndReclaimedByRPC(t *testing.T) {
 	_, err = s.ReclaimNetworks(t.Context(), connect.NewRequest(&hostagentv1.ReclaimNetworksRequest{}))
 	assert.Equal(t, connect.CodeInternal, connect.CodeOf(err))
 	require.ErrorContains(t, err, "busy")
+}
+
+// The port proxy knows the address that guests know themselves by, without the network's package.
+func TestP02_TheProxyKnowsTheGuestsOwnAddress(t *testing.T) {
+	assert.Equal(t, network.GuestIP, portproxy.GuestAddr.String())
 }
 
 func TestA01_NobodyWithoutTheToken(t *testing.T) {

@@ -303,6 +303,33 @@ func TestP07_ABrokenBodyIsNotWhole(t *testing.T) {
 	assert.Equal(t, "12345", string(body))
 }
 
+// An agent may be reached by TLS, behind something that ends it.
+func TestP07_APipeByTLS(t *testing.T) {
+	c := newHTTPChain(t, upgradeGuest(func(conn net.Conn, r *bufio.Reader) { _, _ = io.Copy(conn, r) }))
+	agent := httptest.NewTLSServer(transport.RequireAgentToken(token, c.host.Mount(http.NotFoundHandler())))
+	t.Cleanup(agent.Close)
+	at, err := url.Parse(agent.URL)
+	require.NoError(t, err)
+	bulk := transport.NewProxyTransport()
+	t.Cleanup(bulk.CloseIdleConnections)
+	bulk.TLSClientConfig = agent.Client().Transport.(*http.Transport).TLSClientConfig
+	edge := NewEdge(EdgeConfig{Bulk: bulk, Streams: bulk, Logger: slog.New(slog.DiscardHandler), Lookup: func(context.Context, string) (AgentTarget, error) {
+		return AgentTarget{URL: at, Token: token}, nil
+	}})
+	t.Cleanup(edge.Close)
+	c.edge, _ = serve(t, edge, nil)
+	conn, r := c.upgrade()
+	for range 3 {
+		_, err := io.WriteString(conn, "ping\n")
+		require.NoError(t, err)
+		line, err := r.ReadString('\n')
+		require.NoError(t, err)
+		assert.Equal(t, "ping\n", line)
+	}
+	require.NoError(t, conn.Close())
+	require.Eventually(t, func() bool { return c.connections("abc") == 0 }, wait, time.Millisecond)
+}
+
 // The control plane's own calls go where the proxy's go, and an agent's refusal is an answer to them.
 func TestT07_OwnCallsToTheDaemonShareTheStreamsPlane(t *testing.T) {
 	c := newHTTPChain(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, r.RemoteAddr) }))
