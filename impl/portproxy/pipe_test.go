@@ -268,19 +268,23 @@ func TestP07_PipesUseUpNoPorts(t *testing.T) {
 			_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 		}
 	}))
+	agent, err := url.Parse(c.agent)
+	require.NoError(t, err)
+	port, err := strconv.ParseUint(agent.Port(), 10, 16)
+	require.NoError(t, err)
+	waiting := func() int { // those that a former server of this port has left may be among them
+		table, err := os.ReadFile("/proc/net/tcp")
+		require.NoError(t, err)
+		const waits = "06" // TCP_TIME_WAIT of linux/tcp_states.h
+		return strings.Count(string(table), fmt.Sprintf(" 0100007F:%04X %s ", port, waits))
+	}
+	before := waiting()
 	for _, ask := range []string{"POST", "GET"} { // one whose pipe may not be kept, and one whose pipe waits for nothing
 		_, body := c.ask(ask+" / HTTP/1.1", byName)
 		require.Equal(t, "ok", body)
 		require.ErrorIs(t, <-ends, io.EOF)
 	}
-	agent, err := url.Parse(c.agent)
-	require.NoError(t, err)
-	port, err := strconv.ParseUint(agent.Port(), 10, 16)
-	require.NoError(t, err)
-	table, err := os.ReadFile("/proc/net/tcp")
-	require.NoError(t, err)
-	const waits = "06" // TCP_TIME_WAIT of linux/tcp_states.h
-	assert.NotContains(t, string(table), fmt.Sprintf("0100007F:%04X %s ", port, waits))
+	assert.LessOrEqual(t, waiting(), before)
 }
 
 type zeros struct{}

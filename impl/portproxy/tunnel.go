@@ -52,6 +52,7 @@ type tunnel struct {
 	flow          *transport.Flow // is told what goes to the client; may be nil
 	moved         [2]atomic.Int64 // when each direction last carried a byte, in nanoseconds since 1970
 	left          atomic.Int32    // directions that have not ended
+	refused       atomic.Bool     // the guest takes no more; what it is sent is not read, so that a close would be a reset
 	pipe          bool            // its client ends it by a reset
 	timer         *time.Timer
 	done          func()
@@ -112,6 +113,7 @@ func (ts *tunnels) carryUp(t *tunnel) {
 	if err == nil && closeWrite(t.guest) != nil {
 		err = errWrite
 	}
+	t.refused.Store(errors.Is(err, errWrite))
 	switch {
 	case err != nil && !errors.Is(err, errWrite):
 		ts.end(t, !t.pipe)
@@ -138,7 +140,7 @@ func (ts *tunnels) carryDown(t *tunnel) {
 			return
 		}
 	}
-	ts.end(t, err != nil)
+	ts.end(t, err != nil || t.refused.Load())
 }
 
 func (ts *tunnels) noteMove(moved *atomic.Int64) {
