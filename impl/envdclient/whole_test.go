@@ -51,9 +51,16 @@ func TestT03_AKeyIsOnePiece(t *testing.T) {
 
 func TestWholeMessagesAreTheSameBytes(t *testing.T) {
 	var all bytes.Buffer
-	for _, size := range []int{0, 1, 0, 0, 5, 100, 40_000, 3} {
+	sizes := []int{0, 1, 0, 0, 5, 100, 40_000, 3}
+	for _, size := range sizes {
 		all.Write(binary.BigEndian.AppendUint32([]byte{0}, uint32(size)))
 		all.Write(bytes.Repeat([]byte{byte(size)}, size))
+	}
+	together := &wholeMessages{ReadCloser: io.NopCloser(bytes.NewReader(all.Bytes()))}
+	for i, size := range sizes {
+		n, err := together.Read(make([]byte, 64<<10))
+		require.NoError(t, err)
+		require.Equal(t, prefixBytes+size, n, "message %d, and no more", i)
 	}
 	for _, cut := range []int{0, 1, 4, 7} { // in the middle of a message, and of a prefix
 		want := all.Bytes()[:all.Len()-cut]

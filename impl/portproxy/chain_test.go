@@ -84,6 +84,16 @@ func newChain(t *testing.T, guest net.Addr, settings ...func(*chain)) *chain {
 	return c
 }
 
+// edgeTo returns an edge to whose every sandbox the agent at agent leads.
+func edgeTo(t *testing.T, agent *url.URL, via Exchanger) *Edge {
+	t.Helper()
+	e := NewEdge(EdgeConfig{Bulk: via, Streams: via, Logger: slog.New(slog.DiscardHandler), Lookup: func(context.Context, string) (AgentTarget, error) {
+		return AgentTarget{URL: agent, Token: token}, nil
+	}})
+	t.Cleanup(e.Close)
+	return e
+}
+
 // serve serves h, and tells seen of each request first, until the test ends or it is stopped.
 func serve(t *testing.T, h http.Handler, seen func(*http.Request)) (addr string, stop func()) {
 	t.Helper()

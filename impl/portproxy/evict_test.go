@@ -163,10 +163,7 @@ func TestP08_TheEndOfTheServerIsNoAnswer(t *testing.T) {
 	t.Cleanup(bulk.CloseIdleConnections)
 	agent, err := url.Parse(c.agent)
 	require.NoError(t, err)
-	edge := NewEdge(EdgeConfig{Bulk: bulk, Streams: bulk, Logger: slog.New(slog.DiscardHandler), Lookup: func(context.Context, string) (AgentTarget, error) {
-		return AgentTarget{URL: agent, Token: token}, nil
-	}})
-	t.Cleanup(edge.Close)
+	edge := edgeTo(t, agent, bulk)
 	addr, _ := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithCancel(r.Context())
 		defer cancel()

@@ -32,7 +32,7 @@ type HostConfig struct {
 	// Dial connects to a guest; nil means transport.DialGuest. The connection must be a *net.TCPConn.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 	// MaxInFlight is how many exchanges a sandbox may have under way, and pipes open, which wait for their next exchange for
-	// a quarter of a second; beyond it requests get 429. 0 means DefaultMaxInFlight.
+	// a quarter of a second, 15 s to the daemon; beyond it requests get 429. 0 means DefaultMaxInFlight.
 	MaxInFlight int
 	// TunnelIdle is how long an upgraded connection may carry no byte either way; 0 means DefaultTunnelIdle.
 	TunnelIdle time.Duration

@@ -2,10 +2,8 @@ package portproxy
 
 import (
 	"bufio"
-	"context"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -98,9 +96,7 @@ func TestP08_AnAgentThatCannotBeUnderstoodIsUnreachable(t *testing.T) {
 			_, _ = io.WriteString(conn, said)
 		})
 		bulk := transport.NewProxyTransport()
-		edge := NewEdge(EdgeConfig{Bulk: bulk, Streams: bulk, Logger: slog.New(slog.DiscardHandler), Lookup: func(context.Context, string) (AgentTarget, error) {
-			return AgentTarget{URL: &url.URL{Scheme: "http", Host: agent.String()}, Token: token}, nil
-		}})
+		edge := edgeTo(t, &url.URL{Scheme: "http", Host: agent.String()}, bulk)
 		r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", nil)
 		r.Host = "8080-abc.x"
 		w := httptest.NewRecorder()
@@ -108,7 +104,6 @@ func TestP08_AnAgentThatCannotBeUnderstoodIsUnreachable(t *testing.T) {
 		assert.Equal(t, http.StatusServiceUnavailable, w.Code, said)
 		assert.NotContains(t, w.Body.String(), "secret")
 		bulk.CloseIdleConnections()
-		edge.Close()
 	}
 }
 
@@ -317,11 +312,7 @@ func TestP07_APipeByTLS(t *testing.T) {
 	bulk := transport.NewProxyTransport()
 	t.Cleanup(bulk.CloseIdleConnections)
 	bulk.TLSClientConfig = agent.Client().Transport.(*http.Transport).TLSClientConfig
-	edge := NewEdge(EdgeConfig{Bulk: bulk, Streams: bulk, Logger: slog.New(slog.DiscardHandler), Lookup: func(context.Context, string) (AgentTarget, error) {
-		return AgentTarget{URL: at, Token: token}, nil
-	}})
-	t.Cleanup(edge.Close)
-	c.edge, _ = serve(t, edge, nil)
+	c.edge, _ = serve(t, edgeTo(t, at, bulk), nil)
 	conn, r := c.upgrade()
 	for range 3 {
 		_, err := io.WriteString(conn, "ping\n")
