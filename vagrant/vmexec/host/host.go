@@ -25,6 +25,9 @@ const (
 	// bootLimit bounds the time from power-on to the start of the test program: 2.5 s under emulation on
 	// an idle machine.
 	bootLimit = 45 * time.Second
+	// emulatedBoots bounds how many machines are started for one run by emulation, where about one boot in three
+	// hundred stands still. No test has begun then, so nothing is lost; what stands still again does so for a reason.
+	emulatedBoots = 3
 	// slack is added to the test's own time-out, which ends a hanging test with the stacks of its
 	// goroutines. It stays under the minute after which go test sends SIGQUIT.
 	slack = 50 * time.Second
@@ -59,15 +62,35 @@ func Run(ctx context.Context, argv []string, signals <-chan os.Signal, out, diag
 type run struct {
 	machine          machine.Config
 	job              link.Job
-	limit            time.Duration // from power-on, 0 for none
+	limit            time.Duration // from the first power-on, 0 for none
+	boot             time.Duration // from power-on to the start of the test program
 	out, diagnostics io.Writer
 }
 
-// errDied is what a machine that ended without a last frame comes to.
-var errDied = errors.New("the machine died before the tests were over")
+var (
+	// errDied is what a machine that ended without a last frame comes to.
+	errDied = errors.New("the machine died before the tests were over")
+	// errNotBooted is what one comes to that is still there.
+	errNotBooted = errors.New("the machine did not start the tests")
+)
 
 func (r *run) run(signals <-chan os.Signal) (int, error) {
 	defer r.machine.Initramfs.Close()
+	var late <-chan time.Time
+	if r.limit > 0 {
+		late = time.After(r.limit)
+	}
+	for boot := 1; ; boot++ {
+		code, err := r.power(signals, late)
+		if !errors.Is(err, errNotBooted) || r.machine.KVM || boot == emulatedBoots {
+			return code, err
+		}
+		fmt.Fprintf(r.diagnostics, "vmexec: %s\nvmexec: starting another (%d of %d)\n", err, boot+1, emulatedBoots)
+	}
+}
+
+// power runs the job in a machine of its own.
+func (r *run) power(signals <-chan os.Signal, late <-chan time.Time) (int, error) {
 	m, err := machine.Start(r.machine)
 	if err != nil {
 		return 0, err
@@ -76,7 +99,7 @@ func (r *run) run(signals <-chan os.Signal) (int, error) {
 	done := make(chan outcome, 1)
 	ready := make(chan struct{})
 	go func() { done <- r.receive(m.Line, ready) }()
-	return r.wait(m, signals, ready, done)
+	return r.wait(m, signals, late, ready, done)
 }
 
 // outcome is how receiving ended.
@@ -86,12 +109,10 @@ type outcome struct {
 }
 
 // wait decides when it is over: by the last frame, a signal, or the time.
-func (r *run) wait(m *machine.Machine, signals <-chan os.Signal, ready <-chan struct{}, done <-chan outcome) (int, error) {
-	var late <-chan time.Time
-	if r.limit > 0 {
-		late = time.After(r.limit)
-	}
-	boot := time.After(bootLimit)
+func (r *run) wait(
+	m *machine.Machine, signals <-chan os.Signal, late <-chan time.Time, ready <-chan struct{}, done <-chan outcome,
+) (int, error) {
+	boot := time.After(r.boot)
 	for {
 		select {
 		case o := <-done:
@@ -99,7 +120,7 @@ func (r *run) wait(m *machine.Machine, signals <-chan os.Signal, ready <-chan st
 		case <-ready:
 			ready, boot = nil, nil
 		case <-boot:
-			return 0, fmt.Errorf("the machine did not start the tests in %s%s", bootLimit, transcript(m))
+			return 0, fmt.Errorf("%w in %s%s", errNotBooted, r.boot, transcript(m))
 		case <-late:
 			fmt.Fprintf(r.diagnostics, "vmexec: the tests did not end in %s; their stacks:\n", r.limit)
 			r.stacks(m, done)

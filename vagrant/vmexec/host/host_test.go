@@ -3,10 +3,13 @@ package host
 import (
 	"bytes"
 	"context"
+	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -16,6 +19,7 @@ import (
 
 	"wrenn/impl/need"
 	"wrenn/vagrant/vmexec/guest"
+	"wrenn/vagrant/vmexec/machine"
 )
 
 // TestMain makes this test program an init like vmexec itself, since it is what goes into the machines
@@ -64,6 +68,57 @@ func TestAMachineThatDoesNotBoot(t *testing.T) {
 	_, err = r.run(nil)
 	require.ErrorIs(t, err, errDied)
 	assert.ErrorContains(t, err, "no-such-kernel", "QEMU's own words")
+}
+
+// TestABootThatStandsStillIsTriedAgain: an emulated machine that never begins had no test to lose.
+func TestABootThatStandsStillIsTriedAgain(t *testing.T) {
+	need.Program(t, "qemu-system-x86_64")
+	qemu, err := exec.LookPath(machine.Program)
+	require.NoError(t, err)
+	for _, c := range []struct {
+		name        string
+		kvm         bool
+		hangs       int // so many boots stand still
+		powered     int
+		wantFailure bool
+	}{
+		{name: "the first", hangs: 1, powered: 2},
+		{name: "all", hangs: emulatedBoots, powered: emulatedBoots, wantFailure: true},
+		{name: "on a real processor", kvm: true, hangs: 1, powered: 1, wantFailure: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := t.TempDir()
+			t.Chdir("../testdata/sick")
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			r, err := prepare(t.Context(), []string{"/bin/true"})
+			require.NoError(t, err)
+			powered := filepath.Join(dir, "powered")
+			script := fmt.Sprintf("#!/bin/sh\necho >> %[1]s\n[ $(wc -l < %[1]s) -gt %[2]d ] && exec %[3]s \"$@\"\nexec sleep 60\n",
+				powered, c.hangs, qemu)
+			require.NoError(t, os.WriteFile(filepath.Join(dir, machine.Program), []byte(script), 0o755))
+			t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+			var stderr bytes.Buffer
+			r.out, r.diagnostics, r.machine.KVM = io.Discard, &stderr, c.kvm
+			r.boot = 15 * time.Second // 2.5 s on an idle machine
+			if c.wantFailure {
+				r.boot = 3 * time.Second // for a shell to begin
+			}
+			code, err := r.run(nil)
+			log, readErr := os.ReadFile(powered)
+			require.NoError(t, readErr)
+			times := bytes.Count(log, []byte("\n"))
+			assert.Equal(t, times-1, strings.Count(stderr.String(), "starting another"))
+			if c.wantFailure {
+				require.ErrorIs(t, err, errNotBooted)
+				assert.Equal(t, c.powered, times)
+				return
+			}
+			require.NoError(t, err)
+			assert.Zero(t, code)
+			assert.GreaterOrEqual(t, times, c.powered, "a busy machine may need the third")
+		})
+	}
 }
 
 func TestFlags(t *testing.T) {

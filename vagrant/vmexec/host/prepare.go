@@ -59,6 +59,7 @@ func prepare(ctx context.Context, argv []string) (*run, error) {
 			Args: append([]string{program}, argv[1:]...), Dir: dir, Out: flags.out,
 			Env: environment(os.Environ(), dir, ask.Without),
 		},
+		boot: bootLimit,
 	}
 	if flags.timeout > 0 {
 		r.limit = flags.timeout + slack
