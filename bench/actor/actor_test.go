@@ -204,3 +204,16 @@ func TestALoadOfAnotherProcess(t *testing.T) {
 	require.Error(t, load.Serve(t.Context(), rt, strings.NewReader("no plan\n"), io.Discard))
 	require.Error(t, load.Serve(t.Context(), rt, strings.NewReader(""), io.Discard))
 }
+
+// TestLargeFramesComeOneByOne: sockets that opened in the same moment once sent 256 MB in one, now and then.
+func TestLargeFramesComeOneByOne(t *testing.T) {
+	const n = int64(largeEvery / largeSpread)
+	at := map[time.Duration]bool{}
+	for i := range n {
+		at[firstLarge(7+i)] = true
+	}
+	assert.Len(t, at, int(n))
+	for first := range at {
+		assert.Less(t, first, largeEvery)
+	}
+}

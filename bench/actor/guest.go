@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/coder/websocket"
@@ -28,6 +29,7 @@ const (
 	messagePause = 50 * time.Millisecond
 	largeFrame   = 8 << 20
 	largeEvery   = 32 * time.Second
+	largeSpread  = time.Second
 )
 
 // pollReply is about what a REST API answers to a poll.
@@ -107,6 +109,13 @@ func download(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// opened counts the Jupyter-like WebSockets of this process.
+var opened atomic.Int64
+
+// firstLarge is when the nth WebSocket sends its first large frame: those that open together, and have the same
+// clock, take turns.
+func firstLarge(n int64) time.Duration { return time.Duration(n) * largeSpread % largeEvery }
+
 // jupyter sends what a notebook's kernel does that prints steadily and now and then draws a large picture.
 func jupyter(w http.ResponseWriter, r *http.Request) {
 	c, err := websocket.Accept(w, r, nil)
@@ -115,10 +124,9 @@ func jupyter(w http.ResponseWriter, r *http.Request) {
 	}
 	defer c.CloseNow() //nolint:errcheck // it is over whatever this says
 	ctx := c.CloseRead(r.Context())
-	// Sockets start at once and would send their large frames at once too.
 	large := time.NewTicker(largeEvery)
 	defer large.Stop()
-	first := time.NewTimer(time.Duration(time.Now().UnixNano()) % largeEvery)
+	first := time.NewTimer(firstLarge(opened.Add(1)))
 	defer first.Stop()
 	steady := time.NewTicker(messagePause)
 	defer steady.Stop()
