@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -90,7 +91,11 @@ func (m Manifest) encode() ([]byte, error) {
 		return nil, fmt.Errorf("encode a manifest: %w", err)
 	}
 	sum := sha256.Sum256(body)
-	data, err := json.Marshal(envelope{Magic: magic, Version: version, SHA256: hex.EncodeToString(sum[:]), Manifest: body})
+	return envelope{Magic: magic, Version: version, SHA256: hex.EncodeToString(sum[:]), Manifest: body}.encode()
+}
+
+func (e envelope) encode() ([]byte, error) {
+	data, err := json.Marshal(e)
 	if err != nil {
 		return nil, fmt.Errorf("encode a manifest: %w", err)
 	}
@@ -125,6 +130,10 @@ func decode(data []byte) (Manifest, error) {
 	}
 	if sum := sha256.Sum256(e.Manifest); hex.EncodeToString(sum[:]) != e.SHA256 {
 		return Manifest{}, errors.New("its checksum does not fit")
+	}
+	// The checksum is not over its own envelope, whose names JSON's decoder takes in capitals, too.
+	if exact, err := e.encode(); err != nil || !bytes.Equal(exact, data) {
+		return Manifest{}, errors.New("it is not as it was written")
 	}
 	var m Manifest
 	if err := json.Unmarshal(e.Manifest, &m); err != nil {

@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"bytes"
 	"errors"
 	"hash/crc32"
 	"io/fs"
@@ -290,4 +291,23 @@ func TestS08_TheDiskMayBeDescribedFirst(t *testing.T) {
 	write("root.disk", "dusk")
 	_, err = Load(t.Context(), dir)
 	require.ErrorIs(t, err, ErrDamaged)
+}
+
+// TestS08_NoBitOfAManifestMayChange: a capital in the name of one of the envelope's fields, which its checksum does not
+// cover, once went unnoticed.
+func TestS08_NoBitOfAManifestMayChange(t *testing.T) {
+	data, err := Manifest{ID: "a", Sandbox: "<b>", Template: "base", Files: []File{{Name: "disk", Size: 7}}}.encode()
+	require.NoError(t, err)
+	_, err = decode(data)
+	require.NoError(t, err)
+	for bit := range 8 * len(data) {
+		changed := bytes.Clone(data)
+		changed[bit/8] ^= 1 << (bit % 8)
+		_, err := decode(changed)
+		assert.Error(t, err, "%s", changed)
+	}
+	for _, more := range []string{" ", "\n", "{}"} {
+		_, err := decode(append(bytes.Clone(data), more...))
+		assert.Error(t, err, "%q behind it", more)
+	}
 }
