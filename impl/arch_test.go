@@ -36,7 +36,7 @@ var rules = []rule{
 	{"impl/safename", nil, "the floor"},
 	{"impl/egress", nil, "the floor: what rules mean is the same for the API, the domain and the kernel"},
 	{"impl/need", nil, "the floor"},
-	{"impl/transport", []string{"impl/transport/hopserver"}, "the floor"},
+	{"impl/transport", []string{"impl/transport/hopserver", "impl/internal/shortcut"}, "the floor"},
 	{"impl/transport/hopserver", nil, "the floor: HTTP alone"},
 	{"impl/netns", nil, "the floor"},
 	{"impl/netns/netnstest", []string{"impl/netns", "impl/need"}, "test support of netns"},
@@ -64,7 +64,7 @@ var rules = []rule{
 	{"impl/portproxy/portproxytest", []string{"impl/portproxy", "impl/portproxy/internal/...", "impl/transport", "impl/transport/hopserver"}, "the proxy on loopback, for suites"},
 
 	// The guest's daemon shares nothing with the host but the wire.
-	{"impl/envd/...", []string{"impl/envd/...", "proto/gen/..."}, "nothing of the host side runs in a guest"},
+	{"impl/envd/...", []string{"impl/envd/...", "impl/internal/shortcut", "proto/gen/..."}, "nothing of the host side runs in a guest; the floor is no host code"},
 
 	// The agent wires the domain to the adapters.
 	{"impl/agent", []string{
@@ -74,7 +74,7 @@ var rules = []rule{
 
 	// The control plane knows agents by their wire alone.
 	{"impl/agentclient", []string{"impl/transport", "proto/gen/..."}, "the control plane's view of agents"},
-	{"impl/session", []string{"impl/envdclient"}, "joins a WebSocket to a guest's daemon; whose, and who may, is for its caller"},
+	{"impl/session", []string{"impl/envdclient", "impl/internal/shortcut"}, "joins a WebSocket to a guest's daemon; whose, and who may, is for its caller"},
 	{"impl/store", []string{"impl/internal/..."}, "the control plane's memory"},
 	{"impl/store/storetest", []string{"impl/store"}, "the suite that each database passes"},
 	{"impl/controlplane", []string{

@@ -53,7 +53,7 @@ func (s *server) session(terminal bool) handler {
 		defer s.sessions.Done()
 		session.Serve(s.life, w, r, session.Config{
 			Guest: guest, Terminal: terminal, Clocks: s.cfg.Sessions, Logger: s.cfg.Logger.With("sandbox", id),
-			Sent: transport.PreferLatency(r).Sent,
+			Sent: transport.PreferLatency(r).Sent, Room: transport.RoomOf(r),
 		})
 		return nil
 	}

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"wrenn/impl/envd/answer"
+	"wrenn/impl/envd/stream"
 )
 
 // CgroupsOf is where wrenn-init mounts the control groups of a guest; elsewhere they are not the daemon's.
@@ -90,7 +91,7 @@ type connKey struct{}
 func (c *connections) watch(srv *http.Server) {
 	c.open = map[net.Conn]struct{}{}
 	srv.ConnContext = func(ctx context.Context, conn net.Conn) context.Context {
-		return context.WithValue(ctx, connKey{}, &tracked{Conn: conn})
+		return context.WithValue(stream.WithConn(ctx, conn), connKey{}, &tracked{Conn: conn})
 	}
 	srv.ConnState = func(conn net.Conn, state http.ConnState) {
 		c.mu.Lock()

@@ -3,7 +3,10 @@ package envd
 import (
 	"bytes"
 	"context"
+	"fmt"
+	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"testing"
 	"time"
@@ -12,6 +15,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"wrenn/impl/envd/stream"
 	pb "wrenn/proto/gen/envd/process"
 	"wrenn/proto/gen/envd/process/processconnect"
 )
@@ -94,4 +98,33 @@ func TestT08_UnreadUploadsDoNotStopAKeystroke(t *testing.T) {
 		<-ended
 	}
 	require.NoError(t, echo.Close())
+}
+
+// TestRoomIsKnownByHTTP1Alone: by HTTP/2 a reply waits for a window, of which the socket says nothing.
+func TestRoomIsKnownByHTTP1Alone(t *testing.T) {
+	srv := newServer(stream.Middleware(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		room := stream.RoomOf(r.Context())
+		_, _ = fmt.Fprint(w, r.ProtoMajor, room != nil && room())
+	})), slog.New(slog.DiscardHandler))
+	(&connections{}).watch(srv)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	over := make(chan error, 1)
+	go func() { over <- srv.Serve(l) }()
+	defer func() { _ = srv.Close(); <-over }()
+	for major, want := range map[int]string{1: "1 true", 2: "2 false"} {
+		p := new(http.Protocols)
+		p.SetHTTP1(major == 1)
+		p.SetUnencryptedHTTP2(major == 2)
+		tr := &http.Transport{Protocols: p}
+		defer tr.CloseIdleConnections()
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+l.Addr().String(), nil)
+		require.NoError(t, err)
+		res, err := tr.RoundTrip(req)
+		require.NoError(t, err)
+		body, err := io.ReadAll(res.Body)
+		require.NoError(t, err)
+		require.NoError(t, res.Body.Close())
+		assert.Equal(t, want, string(body))
+	}
 }

@@ -4,6 +4,7 @@
 package envdclient
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -70,7 +71,7 @@ func New(c Config) (*Client, error) {
 	base := strings.TrimRight(c.BaseURL, "/")
 	return &Client{
 		base: base, http: d,
-		procs: processconnect.NewProcessClient(d, base, connect.WithReadMaxBytes(maxMessage)),
+		procs: processconnect.NewProcessClient(calls{d}, base, connect.WithReadMaxBytes(maxMessage)),
 		files: filesystemconnect.NewFilesystemClient(d, base, connect.WithReadMaxBytes(maxMessage)),
 	}, nil
 }
@@ -93,8 +94,27 @@ func (d doer) Do(r *http.Request) (*http.Response, error) {
 	if d.token != "" {
 		r.Header.Set("X-Access-Token", d.token)
 	}
-	gathered(r)
 	return d.client.Do(r)
+}
+
+// calls sends a short call, of which a terminal makes one per key, as one packet: net/http sends the header ahead of a
+// body that is not one of a few types of reader.
+type calls struct{ doer }
+
+// shortCall is the longest body in bytes that is sent with its header. Keys take tens, what is pasted has packets enough.
+const shortCall = 1 << 10
+
+// Do implements connect.HTTPClient.
+func (c calls) Do(r *http.Request) (*http.Response, error) {
+	if 0 < r.ContentLength && r.ContentLength <= shortCall {
+		body, err := io.ReadAll(r.Body)
+		if err := errors.Join(err, r.Body.Close()); err != nil {
+			return nil, fmt.Errorf("read the message to be sent: %w", err)
+		}
+		r.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
+		r.Body, _ = r.GetBody()
+	}
+	return c.doer.Do(r)
 }
 
 // Health returns nil when the daemon answers.

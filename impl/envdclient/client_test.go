@@ -5,11 +5,13 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -81,6 +83,63 @@ func TestG04_TokenAndHeadersGoWithEveryRequest(t *testing.T) {
 	assert.Equal(t, 401, answered.Status)
 	_, err = open.InitWhenReady(t.Context(), InitRequest{})
 	require.ErrorAs(t, err, &answered, "a refusal ends the waiting")
+}
+
+// countedConn counts what is written, each a packet on its way.
+type countedConn struct {
+	net.Conn
+	writes *atomic.Int64
+}
+
+func (c countedConn) Write(p []byte) (int, error) {
+	c.writes.Add(1)
+	return c.Conn.Write(p)
+}
+
+// TestT07_AKeyByACallIsOneWrite: what is longer has packets enough, and arrives as well.
+func TestT07_AKeyByACallIsOneWrite(t *testing.T) {
+	port := freePort(t)
+	startDaemon(t, port)
+	var writes atomic.Int64
+	c := newClient(t, port, func(c *Config) {
+		c.HTTPClient.Transport.(*http.Transport).DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			conn, err := new(net.Dialer).DialContext(ctx, network, addr)
+			return countedConn{conn, &writes}, err
+		}
+	})
+	_, err := c.InitWhenReady(t.Context(), InitRequest{})
+	require.NoError(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), deadline)
+	defer cancel()
+	s, err := c.PTY(ctx, PTYRequest{Cmd: "sh", Args: []string{"-c", "stty raw -echo; echo ready; cat"}})
+	require.NoError(t, err)
+	defer s.Close()
+	expect := func(want string) {
+		t.Helper()
+		got := make([]byte, len(want))
+		_, err := io.ReadFull(s, got)
+		require.NoError(t, err)
+		require.Equal(t, want, string(got))
+	}
+	expect("ready\n")
+	for _, c := range []struct {
+		name  string
+		input string
+		least int64
+		most  int64
+	}{
+		{"a key", "a", 1, 1},
+		{"a line", strings.Repeat("b", shortCall/2), 1, 1},
+		{"a page", strings.Repeat("c", 3*shortCall), 2, 4},
+	} {
+		writes.Store(0)
+		_, err := io.WriteString(s, c.input)
+		require.NoError(t, err)
+		n := writes.Load()
+		assert.GreaterOrEqual(t, n, c.least, c.name)
+		assert.LessOrEqual(t, n, c.most, c.name)
+		expect(c.input)
+	}
 }
 
 type roundTripper func(*http.Request) (*http.Response, error)

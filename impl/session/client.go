@@ -127,7 +127,9 @@ func (s *session) takeInput(ctx context.Context, data []byte) error {
 	default:
 		data = data[1:]
 	}
-	s.input.add(ctx, data)
+	if !s.input.isAwaited() || !s.feeding.Now(data) {
+		s.input.add(ctx, data)
+	}
 	return nil
 }
 

@@ -19,6 +19,7 @@ type input struct {
 	ended   bool // by the client
 	closed  bool // by the conversation's end
 	full    bool // add waits for room
+	awaited bool // take waits for input
 	changed chan struct{}
 }
 
@@ -62,19 +63,27 @@ func (in *input) wait(ctx context.Context) bool {
 	}
 }
 
-// take waits for input and takes all of it. ok is false when there will be no more; ended says that the
-// client wanted it so.
-func (in *input) take(ctx context.Context) (data []byte, ended, ok bool) {
+// take waits for input and takes all of it; ok is false when there will be no more.
+func (in *input) take(ctx context.Context) (data []byte, ok bool) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
+	in.awaited = true
+	defer func() { in.awaited = false }()
 	for len(in.waiting) == 0 {
 		if in.ended || in.closed || !in.wait(ctx) {
-			return nil, in.ended && !in.closed, false
+			return nil, false
 		}
 	}
 	data, in.waiting = in.waiting, nil
 	in.change()
-	return data, false, true
+	return data, true
+}
+
+// isAwaited says that all earlier input is on its way.
+func (in *input) isAwaited() bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.awaited && len(in.waiting) == 0 && !in.ended && !in.closed
 }
 
 func (in *input) end() {
@@ -98,30 +107,28 @@ func (in *input) isFull() bool {
 	return in.full
 }
 
+// isEnded says whether the client has said that there is no more input; over, that nothing will come whoever wanted it so.
+func (in *input) isEnded() (ended, over bool) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.ended && !in.closed, in.ended || in.closed
+}
+
 // feed passes input on to the program, in order. A program that takes no more has ended or will; what was
 // meant for it is dropped, as by a pipe.
 func (s *session) feed(ctx context.Context) error {
-	feed := s.program.Feed(ctx)
-	defer feed.Flush() //nolint:errcheck // what matters was told by then
-	for {
-		data, ended, ok := s.input.take(ctx)
-		var err error
-		switch {
-		case ok:
-			err = feed.Input(data)
-		case ended:
-			if err = feed.Flush(); err == nil {
-				err = s.program.CloseInput(ctx)
-			}
+	for over := false; !over && ctx.Err() == nil; {
+		err := s.feeding.Run(ctx, s.input.take)
+		var ended bool
+		if ended, over = s.input.isEnded(); ended && err == nil {
+			err = s.program.CloseInput(ctx)
 		}
 		if err != nil && !errors.Is(err, envdclient.ErrNoInput) {
 			// Where ctx has ended already, its reason is the one that counts.
 			return ending{code: CloseLost, reason: "the way to the program broke, and input with it"}
 		}
-		if !ok {
-			return nil
-		}
 	}
+	return nil
 }
 
 // probe asks a connection that is quiet whether it is alive. One that does not answer ends.

@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -33,7 +34,9 @@ type door struct {
 	t     *testing.T
 	url   string
 	guest *envdclient.Client
-	end   context.CancelFunc // ends the sessions, as the control plane's end does
+	end   context.CancelFunc                                                // ends the sessions, as the control plane's end does
+	dial  func(ctx context.Context, network, addr string) (net.Conn, error) // by which clients connect; nil is as always
+	asked atomic.Int64                                                      // how often a session has asked for room on its client's connection, to send something past the queue
 }
 
 func open(t *testing.T, clocks Clocks) *door {
@@ -53,15 +56,21 @@ func openWith(t *testing.T, clocks Clocks, patience time.Duration) *door {
 			Addr: "127.0.0.1:0", Log: slog.New(slog.DiscardHandler), Listening: func(a net.Addr) { addr <- a }, ReadPatience: patience,
 		})
 	}()
-	tr := transport.NewStreamTransport()
+	tr := transport.NewStreamProxyTransport()
 	guest, err := envdclient.New(envdclient.Config{BaseURL: "http://" + (<-addr).String(), HTTPClient: &http.Client{Transport: tr}})
 	require.NoError(t, err)
+	d := &door{t: t, guest: guest, end: end}
 	var serving sync.WaitGroup
 	srv := httptest.NewUnstartedServer(nil)
 	srv.Config = transport.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		serving.Add(1)
 		defer serving.Done()
-		Serve(life, w, r, Config{Guest: guest, Terminal: r.URL.Path == "/pty", Clocks: clocks, Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
+		room := transport.RoomOf(r)
+		assert.NotNil(t, room)
+		Serve(life, w, r, Config{
+			Guest: guest, Terminal: r.URL.Path == "/pty", Clocks: clocks, Logger: slog.New(slog.NewTextHandler(t.Output(), nil)),
+			Room: func() bool { d.asked.Add(1); return room() },
+		})
 	}))
 	srv.Start()
 	t.Cleanup(func() {
@@ -72,7 +81,8 @@ func openWith(t *testing.T, clocks Clocks, patience time.Duration) *door {
 		assert.NoError(t, <-over)
 		tr.CloseIdleConnections()
 	})
-	return &door{t: t, url: "ws" + strings.TrimPrefix(srv.URL, "http"), guest: guest, end: end}
+	d.url = "ws" + strings.TrimPrefix(srv.URL, "http")
+	return d
 }
 
 // viewer is a client's side of one conversation.
@@ -93,6 +103,9 @@ func (d *door) connect(path, first string) *viewer {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(d.t.Context()), wait)
 	d.t.Cleanup(cancel)
 	tr := transport.NewStreamTransport()
+	if d.dial != nil {
+		tr.DialContext = d.dial
+	}
 	d.t.Cleanup(tr.CloseIdleConnections)
 	conn, _, err := websocket.Dial(ctx, d.url+path, &websocket.DialOptions{HTTPClient: &http.Client{Transport: tr}, Subprotocols: []string{Protocol}})
 	require.NoError(d.t, err)

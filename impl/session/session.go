@@ -27,6 +27,7 @@ import (
 	"github.com/coder/websocket"
 
 	"wrenn/impl/envdclient"
+	"wrenn/impl/internal/shortcut"
 )
 
 // Protocol is the name of this protocol, which a client may ask for as the WebSocket's subprotocol (and must
@@ -92,8 +93,10 @@ type Config struct {
 	// Terminal: the program runs on a terminal. Without, it has pipes.
 	Terminal bool
 	Clocks   Clocks
-	// Sent is told of each message of the program's, before it is sent, how many bytes it has; may be nil.
-	Sent   func(n int)
+	// Sent is told of each message of the program's, before it is sent, how many bytes it has, by one goroutine at a time; may be nil.
+	Sent func(n int)
+	// Room says whether the client's connection takes something short at once (transport.RoomOf); nil is never.
+	Room   func() bool
 	Logger *slog.Logger
 }
 
@@ -129,6 +132,7 @@ type session struct {
 	conn   *websocket.Conn
 	// out is what the viewer has not got yet; readProgram closes it, once it has set last.
 	out      chan message
+	path     shortcut.Path[message] // through out, or past it
 	last     ending
 	pongs    chan struct{}
 	deadline deadline
@@ -136,6 +140,7 @@ type session struct {
 	heard    atomic.Int64 // when the client last sent something, in nanoseconds since the epoch
 
 	program  *envdclient.Program
+	feeding  *envdclient.Feed
 	readOnly bool
 }
 
@@ -184,6 +189,7 @@ func (s *session) run(ctx context.Context) ending {
 	if err := s.send(ctx, control("started", func(c *reply) { c.PID = s.program.PID })); err != nil {
 		return clientGone("has gone")
 	}
+	s.feeding = s.program.NewFeed()
 	var parts sync.WaitGroup
 	parts.Go(func() { s.readProgram(ctx) })
 	for _, part := range []func(context.Context) error{s.readClient, s.feed, s.probe} {

@@ -103,6 +103,7 @@ func TestG02_InputKeepsItsOrder(t *testing.T) {
 	for i, c := range []byte(v.seen.String()) {
 		require.Equal(t, 'a'+byte(i%23), c, "keystroke %d", i)
 	}
+	assert.Positive(t, d.asked.Load(), "no echo was sent at once")
 }
 
 // TestG02_BytesAreNotCharacters splits characters over messages both ways, and sends what is none.

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -47,6 +48,37 @@ func TestT05_AStalledViewerIsCutOffAlone(t *testing.T) {
 			live.exits(0)
 		})
 	}
+}
+
+// TestT05_AStalledViewerOfShortLinesIsCutOffAlone: what is sent past the queue must not wait for a viewer either.
+func TestT05_AStalledViewerOfShortLinesIsCutOffAlone(t *testing.T) {
+	d := open(t, Clocks{Farewell: wait})
+	const lines, rest = 10_000, 12 << 20 // the rest is more than queues hold, however little each message has
+	live := d.start("/pty", fmt.Sprintf(`{"type":"start","cmd":"sh","args":["-c","stty -echo; echo ready; read x; i=0; while [ $i -lt %d ]; do echo $i; i=$((i+1)); done; head -c %d /dev/zero | tr '\\0' x; echo END; read y"]}`, lines, rest))
+	live.until("ready")
+	d.dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		small := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
+			return c.Control(func(fd uintptr) { _ = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, 16<<10) })
+		}}
+		return small.DialContext(ctx, network, addr)
+	}
+	stalled := d.start("/pty", fmt.Sprintf(`{"type":"attach","pid":%d}`, live.pid))
+	live.seen.Reset()
+	live.seen.Grow(rest + rest/100)
+	live.input("\n")
+	live.until("END")
+	var want strings.Builder
+	for i := range lines {
+		fmt.Fprintf(&want, "%d\r\n", i)
+	}
+	want.WriteString(strings.Repeat("x", rest))
+	assert.True(t, strings.HasPrefix(live.seen.String(), want.String()+"END"), "the live viewer misses output")
+	assert.Contains(t, stalled.fails(CloseTooSlow), "attach again")
+	got := strings.TrimPrefix(strings.TrimPrefix(stalled.seen.String(), "ready"), "\r\n")
+	assert.True(t, strings.HasPrefix(want.String(), got), "a gap")
+	assert.Less(t, len(got), want.Len())
+	live.input("\n")
+	live.exits(0)
 }
 
 // TestT05_NothingIsDroppedSilently has a viewer stall for a while, with a daemon that is patient: what it gets is

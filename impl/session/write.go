@@ -40,8 +40,13 @@ func (s *session) relay(ctx context.Context) ending {
 	}
 }
 
-// queue waits for room, for as long as the viewer takes at least one message per patience.
+// queue waits for room, for as long as the viewer takes at least one message per patience. A short message where none waits is
+// sent at once.
 func (s *session) queue(ctx context.Context, m message) bool {
+	if s.path.Past(m, len(m.data)) {
+		return true
+	}
+	s.path.Queue()
 	select {
 	case s.out <- m:
 		return true
@@ -65,6 +70,7 @@ func (s *session) queue(ctx context.Context, m message) bool {
 // Once the queue is closed, a viewer has the farewell for each message that is left, or for all of them if it
 // was too slow.
 func (s *session) write(ctx context.Context) ending {
+	defer s.path.Close() // last: it waits for a write under way
 	sending, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	defer s.deadline.start(stop)()
@@ -75,7 +81,12 @@ func (s *session) write(ctx context.Context) ending {
 			s.deadline.run(s.clocks.Farewell, false)
 		}
 	})()
-	end := s.writeQueue(ctx, sending)
+	send := func(m message) error {
+		s.cfg.Sent(len(m.data))
+		return s.conn.Write(sending, m.kind, m.data)
+	}
+	s.path.Open(send, s.cfg.Room)
+	end := s.writeQueue(ctx, send)
 	if end.code != websocket.StatusNormalClosure && !end.gone {
 		m := control("error", func(r *reply) { r.Message = end.reason })
 		_ = s.conn.Write(sending, m.kind, m.data) // the close frame says the same
@@ -83,14 +94,14 @@ func (s *session) write(ctx context.Context) ending {
 	return end
 }
 
-func (s *session) writeQueue(ctx, sending context.Context) ending {
+func (s *session) writeQueue(ctx context.Context, send func(message) error) ending {
 	for {
-		var m message
+		var err error
 		select {
 		case <-ctx.Done():
 			return endingOf(context.Cause(ctx))
 		case <-s.pongs:
-			m = control("pong", nil)
+			err = s.path.Beside(func() error { return send(control("pong", nil)) })
 		case queued, ok := <-s.out:
 			if !ok && ctx.Err() != nil {
 				return endingOf(context.Cause(ctx)) // which has broken the way to the program
@@ -98,10 +109,9 @@ func (s *session) writeQueue(ctx, sending context.Context) ending {
 			if !ok {
 				return s.last
 			}
-			m = queued
+			err = s.path.Send(queued)
 		}
-		s.cfg.Sent(len(m.data))
-		if err := s.conn.Write(sending, m.kind, m.data); err != nil {
+		if err != nil {
 			// The viewer has gone, or has had its time.
 			if s.deadline.isOver() {
 				return errTooSlow

@@ -172,7 +172,7 @@ func (x *exchange) send(r *http.Request, target string, whole bool) error {
 		var broken error
 		x.unsent = true
 		if x.mayGo() {
-			x.unsent, broken = writeBody(w, r)
+			x.unsent, broken = writeBody(w, x.conn, r)
 		}
 		if err := errors.Join(broken, closeBody(r)); err != nil {
 			x.unsent = true

@@ -7,11 +7,14 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"net"
 	"net/http"
 	"net/http/httputil"
 	"strconv"
 	"strings"
 	"sync"
+
+	"wrenn/impl/internal/shortcut"
 )
 
 func hasBody(r *http.Request) bool { return r.Body != nil && r.Body != http.NoBody }
@@ -81,38 +84,80 @@ func sendWhole(w *bufio.Writer, r *http.Request) error {
 
 // writeBody sends the body piece by piece, as it comes. It returns whether it could not be written, which is
 // for the answer to explain, and why it could not be read.
-func writeBody(w *bufio.Writer, r *http.Request) (unsent bool, broken error) {
-	buf := pieces.Get().(*[32 << 10]byte)
-	defer pieces.Put(buf)
-	var out io.Writer = w
+func writeBody(w *bufio.Writer, conn net.Conn, r *http.Request) (unsent bool, broken error) {
 	left := r.ContentLength
 	chunked := left <= 0 // 0 with a body means that it is not known, by net/http's contract
+	to := &bodyWriter{Writer: w, flush: w.Flush, conn: conn}
 	if chunked {
-		out, left = httputil.NewChunkedWriter(w), math.MaxInt64
+		to.Writer, left = httputil.NewChunkedWriter(w), math.MaxInt64
 	}
-	for left > 0 {
-		n, err := r.Body.Read(buf[:min(int64(len(buf)), left)])
-		left -= int64(n)
-		if n > 0 {
-			_, werr := out.Write(buf[:n])
-			if errors.Join(werr, w.Flush()) != nil {
-				return true, nil
-			}
-		}
-		switch {
-		case errors.Is(err, io.EOF) && (chunked || left == 0):
-			left = 0
-		case errors.Is(err, io.EOF):
-			return true, fmt.Errorf("the request's body ended %d bytes before its length", left)
-		case err != nil:
-			return true, err
-		}
+	if own, ok := r.Body.(io.WriterTo); ok && chunked {
+		_, broken = own.WriteTo(to)
+	} else {
+		broken = to.copy(r.Body, left)
 	}
-	if !chunked {
+	switch {
+	case to.failed:
+		return true, nil
+	case errors.Is(broken, io.EOF) && !chunked:
+		return true, fmt.Errorf("the request's body ended %d bytes before its length", left-to.copied)
+	case broken != nil && !errors.Is(broken, io.EOF):
+		return true, broken
+	case !chunked:
 		return false, nil
 	}
 	_, _ = w.WriteString("0\r\n")
 	_ = r.Trailer.Write(w)
 	_, _ = w.WriteString("\r\n")
 	return w.Flush() != nil, nil
+}
+
+// bodyWriter is what a body is written to, by itself if it is an io.WriterTo of unknown length. Each write is sent at once.
+type bodyWriter struct {
+	io.Writer
+	flush  func() error
+	conn   net.Conn
+	room   func() bool
+	copied int64 // bytes, by copy
+	failed bool
+}
+
+// Write sends p.
+func (b *bodyWriter) Write(p []byte) (int, error) {
+	n, err := b.Writer.Write(p)
+	if err == nil {
+		err = b.flush()
+	}
+	b.failed = b.failed || err != nil
+	return n, err
+}
+
+// HasRoom says whether something short can be written without waiting.
+func (b *bodyWriter) HasRoom() bool {
+	if b.room == nil {
+		if b.room = shortcut.RoomOf(b.conn); b.room == nil {
+			b.room = func() bool { return false }
+		}
+	}
+	return b.room()
+}
+
+// copy writes most bytes of body, or all up to io.EOF.
+func (b *bodyWriter) copy(body io.Reader, most int64) error {
+	buf := pieces.Get().(*[32 << 10]byte)
+	defer pieces.Put(buf)
+	for most > 0 {
+		n, err := body.Read(buf[:min(int64(len(buf)), most)])
+		most -= int64(n)
+		b.copied += int64(n)
+		if n > 0 {
+			if _, failed := b.Write(buf[:n]); failed != nil {
+				return failed
+			}
+		}
+		if err != nil && (most > 0 || !errors.Is(err, io.EOF)) {
+			return err
+		}
+	}
+	return nil
 }

@@ -10,6 +10,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"wrenn/impl/internal/shortcut"
 )
 
 const (
@@ -124,6 +126,16 @@ func PreferThroughput(r *http.Request) {
 	if c, ok := r.Context().Value(connKey{}).(*served); ok && c.marked.Swap(false) {
 		setOn(c.TCPConn, marks(false))
 	}
+}
+
+// RoomOf returns a function that says whether something short that is written to r's connection goes at once, also when the
+// connection has been taken over. It is nil where r does not come from a server of this package.
+func RoomOf(r *http.Request) func() bool {
+	c, ok := r.Context().Value(connKey{}).(*served)
+	if !ok {
+		return nil
+	}
+	return shortcut.RoomOf(c)
 }
 
 // PlainTCP returns the connection under one that a server of this package has accepted, or c itself; nil where it is none of TCP.

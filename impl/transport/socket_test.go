@@ -210,3 +210,31 @@ func TestT04_ADeadPeerIsNoticed(t *testing.T) {
 	require.NoError(t, ctx.Err(), "the connection was not given up")
 	require.ErrorIs(t, err, unix.ETIMEDOUT)
 }
+
+// TestRoomOfARequestsConnection, by each of our servers, and once the connection has been taken over.
+func TestRoomOfARequestsConnection(t *testing.T) {
+	rooms := make(chan func() bool, 1)
+	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		room := RoomOf(r)
+		c, _, err := http.NewResponseController(w).Hijack()
+		if assert.NoError(t, err) {
+			assert.True(t, room())
+			assert.NoError(t, c.Close())
+		}
+		rooms <- room
+	})
+	for name, serve := range map[string]func(net.Listener) error{"own": NewServer(h).Serve, "proxy": NewProxyServer(h).Serve} {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		require.NoError(t, err)
+		over := make(chan error, 1)
+		go func() { over <- serve(Listen(l, nil)) }()
+		_, _, err = exchangeOne(t, NewProxyTransport(), "POST", l.Addr().String(), nil)
+		require.Error(t, err)
+		room := <-rooms
+		require.NotNil(t, room, name)
+		assert.False(t, room(), "%s: it is closed", name)
+		require.NoError(t, l.Close())
+		<-over
+	}
+	assert.Nil(t, RoomOf(httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", nil)))
+}

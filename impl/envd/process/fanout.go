@@ -5,6 +5,8 @@ import (
 	"errors"
 	"sync"
 	"time"
+
+	"wrenn/impl/internal/shortcut"
 )
 
 // queueLen is how many events wait for one reader (256 as the product's streams have it everywhere;
@@ -50,6 +52,7 @@ type Subscription struct {
 	once   sync.Once
 	cut    chan struct{}
 	from   *fanout
+	path   shortcut.Path[Event]
 }
 
 // Events yields output and, last, End; it is closed after End or when the reader was cut off.
@@ -68,8 +71,9 @@ func (s *Subscription) Err() error {
 	}
 }
 
-// Close ends the subscription. It may be called at any time and more than once.
+// Close ends the subscription. It may be called at any time and more than once, but for its path's own send.
 func (s *Subscription) Close() {
+	s.path.Close()
 	s.once.Do(func() { close(s.gone) })
 	s.from.drop(s)
 }
@@ -142,6 +146,10 @@ func (f *fanout) finish(exit Exit) {
 func (f *fanout) send(ev Event) {
 	var full []*Subscription
 	for s := range f.subs {
+		if s.path.Past(ev, len(ev.Data)) {
+			continue
+		}
+		s.path.Queue()
 		select {
 		case s.events <- ev:
 		default:

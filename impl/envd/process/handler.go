@@ -79,7 +79,8 @@ func (h *Handler) Connect(ctx context.Context, req *connect.Request[pb.ConnectRe
 }
 
 // relay sends start at once (a client waits for it, and with it for the headers), what the terminal
-// showed before, then events as they come, and a keepalive after each quiet interval.
+// showed before, then events as they come, and a keepalive after each quiet interval. A short event is sent by whoever has
+// read it of the process, where that needs no waiting.
 func relay(ctx context.Context, header http.Header, p *Process, sub *Subscription, send func(*pb.ProcessEvent) error) error {
 	defer sub.Close()
 	defer stream.CutOffWhen(ctx, sub.Cut())()
@@ -93,24 +94,30 @@ func relay(ctx context.Context, header http.Header, p *Process, sub *Subscriptio
 		}
 		rest = rest[n:]
 	}
+	sub.path.Open(func(ev Event) error {
+		if ctx.Err() != nil { // the request's deadline, by which the process was killed, is the news, and not its end
+			return wireError(ctx.Err())
+		}
+		return send(eventOf(ev))
+	}, stream.RoomOf(ctx))
 	interval := stream.Keepalive(header)
 	quiet := time.NewTicker(interval)
 	defer quiet.Stop()
 	for {
-		var ev *pb.ProcessEvent
+		var err error
 		select {
 		case <-ctx.Done():
 			return wireError(ctx.Err())
-		case <-quiet.C:
-			ev = keepaliveEvent()
-		case e, ok := <-sub.Events():
+		case <-quiet.C: // of the queue at least
+			err = sub.path.Beside(func() error { return send(keepaliveEvent()) })
+		case ev, ok := <-sub.Events():
 			if !ok {
 				return wireError(sub.Err())
 			}
-			ev = eventOf(e)
+			err = sub.path.Send(ev)
 			quiet.Reset(interval)
 		}
-		if err := send(ev); err != nil {
+		if err != nil {
 			return err
 		}
 	}

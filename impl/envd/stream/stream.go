@@ -4,9 +4,12 @@ package stream
 
 import (
 	"context"
+	"net"
 	"net/http"
 	"strconv"
 	"time"
+
+	"wrenn/impl/internal/shortcut"
 )
 
 // DefaultKeepalive is the pause after which a quiet stream sends a keepalive, where the client does not
@@ -19,12 +22,31 @@ const maxKeepalive = time.Hour
 // Farewell is how long a client that was cut off has left to read what is queued and the reason.
 const Farewell = 5 * time.Second
 
-type controllerKey struct{}
+type (
+	controllerKey struct{}
+	connKey       struct{}
+	roomKey       struct{}
+)
+
+// WithConn lets RoomOf know the connection of the requests whose contexts come of ctx.
+func WithConn(ctx context.Context, c net.Conn) context.Context {
+	return context.WithValue(ctx, connKey{}, c)
+}
+
+// RoomOf returns a function that says whether something short may be sent as part of ctx's reply without waiting. It is nil where
+// that cannot be known, as by HTTP/2, whose windows are not the socket's.
+func RoomOf(ctx context.Context) func() bool {
+	c, ok := ctx.Value(roomKey{}).(net.Conn)
+	if !ok {
+		return nil
+	}
+	return shortcut.RoomOf(c)
+}
 
 // timeoutHeader is how long a request of the Connect protocol may take, in milliseconds.
 const timeoutHeader = "Connect-Timeout-Ms"
 
-// Middleware lets CutOffWhen reach the connection of a request's reply, and takes a timeout of zero, by
+// Middleware lets CutOffWhen and RoomOf reach the connection of a request's reply, and takes a timeout of zero, by
 // which E2B's clients mean none, out of its way.
 func Middleware(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -34,7 +56,11 @@ func Middleware(next http.Handler) http.Handler {
 		if r.Header.Get(timeoutHeader) == "0" {
 			r.Header.Del(timeoutHeader)
 		}
-		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), controllerKey{}, rc)))
+		ctx := context.WithValue(r.Context(), controllerKey{}, rc)
+		if r.ProtoMajor == 1 {
+			ctx = context.WithValue(ctx, roomKey{}, ctx.Value(connKey{}))
+		}
+		next.ServeHTTP(w, r.WithContext(ctx))
 	})
 }
 
