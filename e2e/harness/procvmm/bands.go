@@ -23,9 +23,12 @@ type bands struct {
 	first ring
 	other ring
 	// pass, if set, lets a frame go by at once, or returns false. It is asked while nothing waits and nobody is at a
-	// frame that was taken: a queue that nobody needs costs no handing over.
-	pass  func(frame []byte) bool
-	taken bool
+	// frame that was taken: a queue that nobody needs costs no handing over. And it is asked for a frame that asks for low
+	// delay where none but others wait, while one of them, of held bytes, has been taken and rests.
+	pass    func(frame []byte, held int) bool
+	taken   bool
+	held    int // bytes of the frame that was taken, if it does not ask for low delay
+	resting bool
 }
 
 func newBands(size int) *bands {
@@ -37,12 +40,14 @@ func newBands(size int) *bands {
 func (b *bands) put(frame []byte) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.pass != nil && !b.taken && b.first.len+b.other.len == 0 && b.pass(frame) {
-		return
-	}
 	to := &b.other
 	if wantsLowDelay(frame) {
 		to = &b.first
+	}
+	idle := !b.taken && b.first.len+b.other.len == 0
+	ahead := to == &b.first && b.first.len == 0 && b.resting && b.held > 0
+	if b.pass != nil && (idle || ahead) && b.pass(frame, b.held) {
+		return
 	}
 	if to.put(frame) {
 		b.some.Signal()
@@ -54,18 +59,33 @@ func (b *bands) put(frame []byte) {
 func (b *bands) take(buf []byte) int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for b.taken = false; ; {
-		for _, band := range []*ring{&b.first, &b.other} {
-			if n := band.take(buf); n > 0 {
-				b.taken = true
-				return n
-			}
+	for b.taken, b.held = false, 0; ; {
+		if n := b.first.take(buf); n > 0 {
+			b.taken = true
+			return n
+		}
+		if n := b.other.take(buf); n > 0 {
+			b.taken, b.held = true, n
+			return n
 		}
 		if b.ended {
 			return 0
 		}
 		b.some.Wait()
 	}
+}
+
+// rest lets the frame that was taken wait for d.
+func (b *bands) rest(d time.Duration) {
+	b.rests(true)
+	time.Sleep(d)
+	b.rests(false)
+}
+
+func (b *bands) rests(does bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.resting = does
 }
 
 func (b *bands) close() {

@@ -35,7 +35,8 @@ func TestT07_MarkedFramesGoFirst(t *testing.T) {
 func TestFramesGoByOnlyWhileNothingWaits(t *testing.T) {
 	b := newBands(minQueue)
 	passed, open := 0, true
-	b.pass = func([]byte) bool {
+	b.pass = func(_ []byte, held int) bool {
+		assert.Zero(t, held)
 		if open {
 			passed++
 		}
@@ -61,6 +62,53 @@ func TestFramesGoByOnlyWhileNothingWaits(t *testing.T) {
 	assert.Zero(t, b.take(buf))
 	b.put(frame)
 	assert.Equal(t, 2, passed)
+}
+
+// TestT07_MarkedFramesDoNotWaitForOneThatRests, as those of another band do not with impl/qemu's: what they spend is paid for
+// later. Among themselves they keep their order, and those that are not marked wait.
+func TestT07_MarkedFramesDoNotWaitForOneThatRests(t *testing.T) {
+	b := newBands(minQueue)
+	var passed []uint32
+	open, want := false, 0
+	b.pass = func(frame []byte, held int) bool {
+		if open {
+			passed = append(passed, binary.BigEndian.Uint32(frame[len(frame)-4:]))
+			assert.Equal(t, want, held)
+		}
+		return open
+	}
+	buf := make([]byte, maxFrame)
+	b.put(frameOf(100, 0, 1))
+	require.Equal(t, 100, b.take(buf))
+	open = true
+	b.put(frameOf(100, 0x10, 2))
+	assert.Empty(t, passed, "the one that was taken is being sent")
+	require.Equal(t, 100, b.take(buf))
+	b.rests(true)
+	b.put(frameOf(100, 0x10, 3))
+	assert.Empty(t, passed, "the one that rests is marked, too")
+	b.rests(false)
+	require.Equal(t, 100, b.take(buf))
+	b.put(frameOf(200, 0, 4))
+	require.Equal(t, 200, b.take(buf))
+	b.rests(true)
+	b.put(frameOf(100, 0, 5))
+	assert.Empty(t, passed, "not marked")
+	want = 200
+	b.put(frameOf(100, 0x10, 6))
+	b.put(frameOf(100, 0x10, 7))
+	assert.Equal(t, []uint32{6, 7}, passed)
+	open = false
+	b.put(frameOf(100, 0x10, 8))
+	open = true
+	b.put(frameOf(100, 0x10, 9))
+	assert.Equal(t, []uint32{6, 7}, passed, "one that is marked waits")
+	b.close()
+	var order []uint32
+	for n := b.take(buf); n > 0; n = b.take(buf) {
+		order = append(order, binary.BigEndian.Uint32(buf[n-4:n]))
+	}
+	assert.Equal(t, []uint32{8, 9, 5}, order)
 }
 
 // TestARingKeepsFramesWholeAndInOrder compares it with a list, with frames of all lengths and round its end.

@@ -27,10 +27,10 @@ func carry(from, to *os.File, limit *bucket) {
 	// A frame for a card that is down or busy is lost, as on a wire.
 	write := func(frame []byte) { _, _ = to.Write(frame) }
 	q := newBands(int(max(queueTime.Seconds()*limit.perSecond, minQueue)))
-	// Nobody uses the limit while the queue is idle.
-	q.pass = func(frame []byte) bool {
+	// Nobody uses the limit while the queue is idle or what was taken rests.
+	q.pass = func(frame []byte, held int) bool {
 		now := time.Now()
-		if limit.take(0, now) >= leastWait {
+		if limit.wait(int64(held), now) >= leastWait {
 			return false
 		}
 		limit.take(int64(len(frame)), now)
@@ -45,7 +45,7 @@ func carry(from, to *os.File, limit *bucket) {
 		frame := make([]byte, maxFrame)
 		for n := q.take(frame); n > 0; n = q.take(frame) {
 			if wait := limit.take(int64(n), time.Now()); wait >= leastWait {
-				time.Sleep(wait)
+				q.rest(wait)
 			}
 			write(frame[:n])
 		}
@@ -87,14 +87,21 @@ func (b *bucket) take(n int64, now time.Time) time.Duration {
 	if b == nil {
 		return 0
 	}
-	b.left = min(b.size, b.left+now.Sub(b.at).Seconds()*b.perSecond)
-	b.at = now
+	b.fill(now)
 	spend := float64(n)
 	extra := min(spend, b.once)
 	b.once -= extra
 	b.left -= spend - extra
-	if b.left >= 0 {
-		return 0
-	}
-	return time.Duration(-b.left / b.perSecond * float64(time.Second))
+	return b.wait(0, now)
+}
+
+// wait is how long a frame must wait at now that goes ahead of held bytes, which were spent already.
+func (b *bucket) wait(held int64, now time.Time) time.Duration {
+	b.fill(now)
+	return time.Duration(max(0, -b.left-float64(held)) / b.perSecond * float64(time.Second))
+}
+
+func (b *bucket) fill(now time.Time) {
+	b.left = min(b.size, b.left+now.Sub(b.at).Seconds()*b.perSecond)
+	b.at = now
 }
