@@ -64,7 +64,7 @@ func TestFramesGoByOnlyWhileNothingWaits(t *testing.T) {
 	assert.Equal(t, 2, passed)
 }
 
-// TestT07_MarkedFramesDoNotWaitForOneThatRests, as those of another band do not with impl/qemu's: what they spend is paid for
+// TestT07_MarkedFramesDoNotWaitForOneThatRests until the limit lets it go: what they spend is paid for
 // later. Among themselves they keep their order, and those that are not marked wait.
 func TestT07_MarkedFramesDoNotWaitForOneThatRests(t *testing.T) {
 	b := newBands(minQueue)
